@@ -1,0 +1,52 @@
+# make demo: everything, end to end, on this machine's CPU.   make test: lint, types, tests, coverage.
+#   PYTHON=python3.12       the Python (3.11 to 3.13) that the virtual environment is made from
+#   TORCH_INDEX=URL         take torch from this package index and no other, e.g.
+#                           https://download.pytorch.org/whl/cpu (CPU builds) or .../whl/cu130 (CUDA builds)
+# Without TORCH_INDEX, the CPU build is taken from pip's own configuration, else from pytorch.org.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test clean
+
+demo: $(VENV)/installed
+	$(BIN)/paras2s align
+
+test: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow" --cov=paras2s_cli --cov-report=
+	$(BIN)/pytest -q -m slow --cov=paras2s_cli --cov-append --cov-report=term
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14))' || \
+	  { echo "paras2s needs Python 3.11 to 3.13: make PYTHON=python3.12 (or install one of them first)"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "no virtual environment could be made: on Debian or Ubuntu, apt install python3-venv"; exit 2; }
+	@touch $@
+
+# First, alone and pinned, so that nothing below pulls another (CUDA, several GB) build.
+$(VENV)/torch: $(VENV)/made constraints.txt
+ifdef TORCH_INDEX
+	$(PIP) install --index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)'
+else
+	$(PIP) install 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || \
+	  $(PIP) install --index-url $(CPU_INDEX) 'torch==$(TORCH_VERSION)'
+endif
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[pocket]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) install -c constraints.txt -e '.[pocket,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

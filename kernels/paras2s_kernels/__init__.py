@@ -1,0 +1,9 @@
+"""Kernels of paras2s: each has a Triton form (`gpu/`), a plain-torch twin (`reference/`), a function.
+
+Importing this package imports torch, never triton: the Triton form is loaded on the first call that needs it.
+"""
+
+from paras2s_kernels.dispatch import backends, force
+from paras2s_kernels.token_logprob import token_logprob
+
+__all__ = ["backends", "force", "token_logprob"]

@@ -1,0 +1,1 @@
+"""Triton kernels and their launches, one file a kernel; importing a file of this package imports triton."""

@@ -1,0 +1,1 @@
+"""Plain-torch twins of the kernels, under the same names: the CPU path."""

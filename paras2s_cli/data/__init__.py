@@ -1,0 +1,1 @@
+"""Rows, manifests, atomic writes and the cache of files."""

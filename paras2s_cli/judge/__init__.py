@@ -1,0 +1,1 @@
+"""The judge: what was said, in which tone, and how well the answer fits."""

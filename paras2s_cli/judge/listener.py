@@ -1,0 +1,135 @@
+"""Stages one and two on small networks: texts from a closed set by CTC likelihood, tones by the describer."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from paras2s_cli.audio.features import HOP, SIZE, features
+from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, pad, spell
+from paras2s_cli.judge.stages import Heard, Toned, Utterance
+
+_SILENT_RMS = 10 ** (-60 / 20)
+_LONGEST = 30 * 50
+"""Frames that the networks listen to: what is longer than 30 s is heard by its first 30 s."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the listener was told: texts by role, tones by role, and how badly a known text may fit."""
+
+    name: str
+    query_texts: list[str]
+    answer_texts: list[str]
+    query_tones: list[str]
+    answer_tones: list[str]
+    worst_fit: float
+
+
+class SmallListener:
+    """A transcriber and a describer, batched."""
+
+    def __init__(self, transcriber: Transcriber, describer: Describer, knowledge: Knowledge, workers: int = 2) -> None:
+        self.transcriber, self.describer, self.knowledge, self.workers = transcriber.eval(), describer.eval(), knowledge, workers
+        self.name = knowledge.name
+        self._targets = {role: _targets(texts) for role, texts in self._texts().items()}
+
+    def _texts(self) -> dict[str, list[str]]:
+        return {"query": self.knowledge.query_texts, "answer": self.knowledge.answer_texts}
+
+    def save(self, folder: Path) -> None:
+        """Writes the networks and what they were told."""
+        save_file(self.transcriber.state_dict(), folder / "transcriber.safetensors")
+        save_file(self.describer.state_dict(), folder / "describer.safetensors")
+        (folder / "knowledge.json").write_text(json.dumps(asdict(self.knowledge), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, workers: int = 2) -> "SmallListener":
+        """Reads what `save` wrote."""
+        knowledge = Knowledge(**json.loads((folder / "knowledge.json").read_text(encoding="utf-8")))
+        transcriber, describer = Transcriber(), Describer(len(knowledge.query_tones) + len(knowledge.answer_tones))
+        transcriber.load_state_dict(load_file(folder / "transcriber.safetensors"))
+        describer.load_state_dict(load_file(folder / "describer.safetensors"))
+        return cls(transcriber, describer, knowledge, workers)
+
+    def listen(self, waves: Sequence[np.ndarray], role: str) -> list[Utterance]:
+        """See `judge.stages.Listener`."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            tables = [t[:_LONGEST] for t in pool.map(features, [w[: _LONGEST * HOP] for w in waves])]
+        return self.listen_features(tables, [nothing_in(w, t) for w, t in zip(waves, tables, strict=True)], role)
+
+    @torch.no_grad()
+    def listen_features(self, tables: Sequence[np.ndarray], nothings: Sequence[str], role: str) -> list[Utterance]:
+        """The same from features [F, SIZE] each; `nothings` says why an utterance holds no speech, or nothing."""
+        x, lengths = pad(tables)
+        logprobs = self.transcriber(x, lengths)
+        toned = self._describe(x, lengths)
+        heard = [
+            Heard("", False, False, nothing) if nothing else self._transcribe(row[:length], role)
+            for row, length, nothing in zip(logprobs, lengths.tolist(), nothings, strict=True)
+        ]
+        return [Utterance(h, t, in_words(t, role, self.knowledge)) for h, t in zip(heard, toned, strict=True)]
+
+    def _transcribe(self, logprobs: Tensor, role: str) -> Heard:
+        targets, lengths = self._targets[role]
+        count = len(lengths)
+        frames = torch.full((count,), len(logprobs))
+        costs = F.ctc_loss(logprobs[:, None].expand(-1, count, -1), targets, frames, lengths, reduction="none")
+        best = int(costs.argmin())
+        free = -float(logprobs.max(-1).values.sum())
+        fit = (float(costs[best]) - free) / int(lengths[best])
+        if fit <= self.knowledge.worst_fit:
+            return Heard(self._texts()[role][best], True, fit=fit)
+        return Heard(greedy(logprobs), False, fit=min(fit, 1e3))
+
+    def _describe(self, x: Tensor, lengths: Tensor) -> list[Toned]:
+        tones, ages, sexes = self.describer(x, lengths)
+        cut = len(self.knowledge.query_tones)
+        found = []
+        # A role's tones compete among themselves: nobody asks whether a query sounds like an assistant.
+        for tone, age, sex in zip(tones, ages.softmax(-1), sexes.softmax(-1), strict=True):
+            named = dict(zip(self.knowledge.query_tones, tone[:cut].softmax(-1).tolist(), strict=True))
+            named |= dict(zip(self.knowledge.answer_tones, tone[cut:].softmax(-1).tolist(), strict=True))
+            found.append(Toned(
+                named, dict(zip(("adult", "child"), age.tolist(), strict=True)), dict(zip(("male", "female"), sex.tolist(), strict=True))
+            ))
+        return found
+
+
+def greedy(logprobs: Tensor) -> str:
+    """CTC's best path, [F, letters + 1] -> text."""
+    columns = torch.unique_consecutive(logprobs.argmax(-1))
+    return " ".join("".join(LETTERS[c - 1] for c in columns.tolist() if c).split())
+
+
+def nothing_in(wave: np.ndarray, table: np.ndarray) -> str:
+    """`silence` or `noise` when a waveform holds no voice, else an empty string."""
+    if len(wave) == 0 or float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) < _SILENT_RMS:
+        return "silence"
+    voiced = table[:, SIZE - 2] > 0.5
+    return "noise" if voiced.sum() < 10 or voiced.mean() < 0.12 else ""
+
+
+def in_words(toned: Toned, role: str, knowledge: Knowledge) -> str:
+    """The tone as a listener would put it: the likeliest, and the next where it is close; for queries who speaks, too."""
+    among = knowledge.query_tones if role == "query" else knowledge.answer_tones
+    order = sorted(among, key=lambda name: -toned.tones[name])
+    words = order[0]
+    if toned.tones[order[1]] > 0.3:
+        words += f", somewhat {order[1]}"
+    if role == "query":
+        age = max(toned.age, key=toned.age.__getitem__)
+        words += ", a child's voice" if age == "child" else f", a {'man' if toned.sex['male'] > 0.5 else 'woman'}'s voice"
+    return words
+
+
+def _targets(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    encoded = [torch.tensor([LETTERS.index(c) + 1 for c in spell(text)]) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True), torch.tensor([len(e) for e in encoded])

@@ -1,0 +1,83 @@
+"""What the judge's three stages say to one another, and what a backend of each has to offer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from paras2s_cli.data.rows import Failure
+
+RATE = 16000
+"""Every stage hears mono float32 at this rate, Hz."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The first stage: the words. `known`: the text is one that the backend was given to choose from. `speech` is False for silence
+    and noise, and `nothing` says which."""
+
+    text: str
+    known: bool
+    speech: bool = True
+    nothing: str = ""
+    fit: float = 0.0
+    """Mean log-likelihood ratio a letter between the text and whatever fits best; 0 is a perfect fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Toned:
+    """The second stage: the manner. Probabilities by name of tones, of `adult` and `child`, of `male` and `female`."""
+
+    tones: dict[str, float]
+    age: dict[str, float]
+    sex: dict[str, float]
+
+    def best(self, among: Sequence[str]) -> str:
+        """The likeliest of some tones."""
+        return max(among, key=lambda tone: self.tones.get(tone, 0.0))
+
+    def style(self, name: str) -> float:
+        """The probability of a style, whichever kind it is."""
+        return {**self.tones, **self.age, **self.sex}.get(name, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The third stage: grades of content, style and both together, 1..5; all None when the pair cannot be graded, with the failure."""
+
+    content: int | None
+    style: int | None
+    score: int | None
+    reason: str
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """All that is known of one side of a pair."""
+
+    heard: Heard
+    toned: Toned
+    words: str
+    """The tone in words, as a listener would put it."""
+
+
+class Listener(Protocol):
+    """The first two stages, batched. `role` is what the waves are: `query` or `answer`."""
+
+    name: str
+
+    def listen(self, waves: Sequence[np.ndarray], role: str) -> list[Utterance]:
+        """Mono float32 at RATE, each of any length -> what was said and how."""
+        ...
+
+
+class Scorer(Protocol):
+    """The third stage, batched."""
+
+    name: str
+
+    def score(self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool) -> list[Verdict]:
+        """(query, answer) pairs -> verdicts."""
+        ...

@@ -1,0 +1,136 @@
+"""Pairs in, judgements out, in the order of the manifest, a window at a time."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paras2s_cli.data.rows import BadRow, Judgement, Pair
+from paras2s_cli.errors import UsageError
+from paras2s_cli.judge.heard_cache import HeardCache
+from paras2s_cli.judge.pipeline import Judge, utterance_key
+from paras2s_cli.judge.stages import Toned, Utterance, Verdict
+from paras2s_cli.judge.windows import AnyPair, Sound, decode_ahead
+
+BATCH = 64
+SHOWN = 3
+"""Tones whose probabilities are told, the likeliest first."""
+_OWN = frozenset(Judgement.model_fields)
+
+
+def judge_stream(
+    judge: Judge,
+    cache: HeardCache,
+    rows: Sequence[AnyPair],
+    done: Sequence[bool],
+    *,
+    folder: Path,
+    closed: bool,
+    max_seconds: float,
+    batch: int = BATCH,
+) -> Iterator[Judgement]:
+    """Judges what is not `done`, one flag a row. Paths are told relative to `folder` where they lie in it.
+
+    What cannot be judged is a row without a score, with its failure and the reason. Windows are `batch` rows.
+    """
+    for window in decode_ahead(rows, done, batch, max_seconds):
+        begun = time.monotonic()
+        judged = iter(hear_and_score(judge, cache, _whole(window.rows, window.sounds), closed=closed))
+        found = [
+            None if isinstance(row, BadRow) or _trouble(row, window.sounds) else next(judged)
+            for row in window.rows
+        ]
+        seconds = round((time.monotonic() - begun) / len(window.rows), 4)
+        for row, heard in zip(window.rows, found, strict=True):
+            fields = _names(row, folder) | {"judge": who(judge, closed), "seconds": seconds}
+            if heard is not None:
+                fields |= told(*heard)
+            elif isinstance(row, BadRow):
+                fields |= {"failure": row.failure, "reason": row.reason}
+            else:
+                fields |= {"failure": "unreadable-audio", "reason": _trouble(row, window.sounds)}
+            yield Judgement.model_validate(fields)
+
+
+def hear_and_score(
+    judge: Judge, cache: HeardCache, pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, closed: bool
+) -> list[tuple[Utterance, Utterance, Verdict]]:
+    """All three stages on (query, answer) waves; what the cache knows is not listened to."""
+    keys = [
+        utterance_key(wave, role) for pair in pairs for wave, role in zip(pair, ("query", "answer"), strict=True)
+    ]
+    known = cache.fetch(keys)
+    # What the windows before have left would grow with the manifest; the cache has it.
+    judge.remembered = dict(known)
+    judged = judge.judge([query for query, _ in pairs], [answer for _, answer in pairs], closed=closed)
+    cache.store({key: heard for key, heard in judge.remembered.items() if key not in known})
+    return judged
+
+
+def who(judge: Judge, closed: bool) -> dict[str, Any]:
+    """What the scores depend on besides the sound, for the rows: scores of another judge are not mixed in."""
+    return {**judge.name, "closed": closed}
+
+
+def told(query: Utterance, answer: Utterance, verdict: Verdict) -> dict[str, Any]:
+    """The fields of a Judgement that say what was heard, and the verdict."""
+    return {
+        "content_in": query.heard.text,
+        "content_out": answer.heard.text,
+        "tone_in": query.words,
+        "tone_out": answer.words,
+        "content_score": verdict.content,
+        "style_score": verdict.style,
+        "score": verdict.score,
+        "failure": verdict.failure,
+        "reason": verdict.reason,
+        "tones_in": likeliest(query.toned),
+        "tones_out": likeliest(answer.toned),
+    }
+
+
+def likeliest(toned: Toned) -> dict[str, float]:
+    """The SHOWN likeliest tones, the likelier age and sex; rounded."""
+    tones = sorted(toned.tones.items(), key=lambda item: -item[1])[:SHOWN]
+    voice = [max(kind.items(), key=lambda item: item[1]) for kind in (toned.age, toned.sex) if kind]
+    return {name: round(float(value), 3) for name, value in [*tones, *voice]}
+
+
+def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells one pair from another in a row of scores."""
+    return tuple(row.get(name) for name in ("id", "query", "answer", "line"))
+
+
+def identity_of(row: AnyPair, folder: Path) -> tuple[Any, ...]:
+    """The `identity` that the judgement of `row` will have."""
+    return identity(_names(row, folder))
+
+
+def _names(row: AnyPair, folder: Path) -> dict[str, Any]:
+    """Which pair it is, and the row's own further keys."""
+    if isinstance(row, BadRow):
+        bad = {"id": row.id} if row.id is not None else {}
+        return {"query": row.id or f"line {row.line}", "system": "", "line": row.line, **bad}
+    extra = {key: value for key, value in (row.model_extra or {}).items() if key not in _OWN}
+    answer = place(row.answer, folder)
+    system = (row.model_extra or {}).get("system")
+    names = {"query": place(row.query, folder), "system": answer if system is None else str(system)}
+    return extra | names | ({"id": row.id} if row.id is not None else {}) | {"answer": answer}
+
+
+def place(path: Path, folder: Path) -> str:
+    """`path` relative to `folder` where it lies in it."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _trouble(row: Pair, sounds: Mapping[Path, Sound]) -> str:
+    """Why a row cannot be heard; nothing when it can."""
+    errors = [str(sounds[p]) for p in dict.fromkeys((row.query, row.answer)) if isinstance(sounds[p], UsageError)]
+    return "; ".join(errors)
+
+
+def _whole(rows: Sequence[AnyPair], sounds: Mapping[Path, Sound]) -> list[tuple[np.ndarray, np.ndarray]]:
+    pairs = [(sounds[row.query], sounds[row.answer]) for row in rows if isinstance(row, Pair)]
+    return [(q, a) for q, a in pairs if isinstance(q, np.ndarray) and isinstance(a, np.ndarray)]

@@ -1,0 +1,190 @@
+"""The speech LM: one trunk, two branches, two streams (Kimi-Audio's architecture, arXiv 2504.18425, at any size)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paras2s_cli.models.cache import LayerCache
+from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.models.layers import Block, rotary
+from paras2s_cli.models.tokenizer import Specials
+
+
+@dataclass
+class Streams:
+    """Two aligned streams of ids, left-padded.
+
+    audio, text: [B, T] int64, ids of the full vocabulary. valid: [B, T] bool, False on padding. continuous: [B, T] bool, True where
+    the adaptor's features are added. features: [B, C, 4, F] float, frames of the C continuous positions of a row, in order (rows
+    with fewer are padded at the end), or None.
+    """
+
+    audio: Tensor
+    text: Tensor
+    valid: Tensor
+    continuous: Tensor
+    features: Tensor | None
+
+    def repeat(self, group: int) -> "Streams":
+        """Every row `group` times, side by side."""
+        return Streams(*(None if t is None else t.repeat_interleave(group, dim=0) for t in (
+            self.audio, self.text, self.valid, self.continuous, self.features)))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> "Streams":
+        """The same on another device."""
+        return Streams(*(None if t is None else t.to(device) for t in (
+            self.audio, self.text, self.valid, self.continuous, self.features)))  # type: ignore[arg-type]
+
+
+class Adaptor(nn.Module):
+    """Brings continuous features to the width of the embeddings."""
+
+    def __init__(self, config: SpeechLMConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.layers = nn.Sequential(
+            nn.Linear(config.kimia_adaptor_input_dim, size), nn.SiLU(), nn.Dropout(0.0), nn.Linear(size, size), nn.LayerNorm(size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Encoder(nn.Module):
+    """Frames of 20 ms to features of 80 ms, by two strided convolutions. Small models bring it along; large ones bring Whisper."""
+
+    def __init__(self, config: SpeechLMConfig) -> None:
+        super().__init__()
+        width = config.kimia_adaptor_input_dim
+        self.down = nn.Conv1d(config.encoder_features, width, 5, stride=2, padding=2)
+        self.mix = nn.Conv1d(width, width, 5, stride=2, padding=2)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        # frames: [B, C, 4, F] -> [B, C, width]
+        b, c, four, f = frames.shape
+        x = frames.reshape(b, c * four, f).transpose(1, 2)
+        return F.gelu(self.mix(F.gelu(self.down(x)))).transpose(1, 2)
+
+
+class Trunk(nn.Module):
+    """All layers but the heads, under the names of the published checkpoint."""
+
+    def __init__(self, config: SpeechLMConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.mimo_layers = nn.ModuleList(Block(config) for _ in range(config.kimia_mimo_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mimo_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.vq_adaptor = Adaptor(config)
+
+
+class SpeechLM(nn.Module):
+    """Both streams in, both streams' logits out.
+
+    The heads return logits over the legal ids of their stream only: text below `kimia_token_offset`; audio codes and the two end
+    tokens (`audio_ids` maps a column of audio logits to its id).
+    """
+
+    audio_ids: Tensor
+
+    def __init__(self, config: SpeechLMConfig, specials: Specials) -> None:
+        super().__init__()
+        self.config, self.specials = config, specials
+        self.model = Trunk(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.mimo_output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.encoder = Encoder(config) if config.encoder_features else None
+        codes = torch.arange(config.kimia_token_offset, config.vocab_size)
+        ends = torch.tensor([specials.media_end, specials.msg_end])
+        self.register_buffer("audio_ids", torch.cat([codes, ends]), persistent=False)
+
+    def initialise(self, seed: int) -> None:
+        """Weights of a model that is trained from nothing: normal of deviation 1 / sqrt(fan in), embeddings of 0.5, the size of
+        what the adaptor and the layers add to them (with 0.02 a small model takes twice the steps to let sound follow text)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            with torch.no_grad():
+                if weight.dim() == 1:
+                    weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                elif "embed" in name:
+                    weight.normal_(0, 0.5, generator=generator)
+                else:
+                    deep = name.endswith(("o_proj.weight", "down_proj.weight"))
+                    scale = 1 / math.sqrt(weight[0].numel()) / (math.sqrt(2 * len(self.model.layers)) if deep else 1)
+                    weight.normal_(0, scale, generator=generator)
+
+    def embed(self, streams: Streams) -> Tensor:
+        """Embeddings [B, T, D] of both streams added; where continuous, (E[audio] + adaptor(features)) * sqrt(2) + E[text]."""
+        x = self.model.embed_tokens(streams.audio)
+        if streams.features is not None:
+            encoded = self.encoder(streams.features) if self.encoder is not None else streams.features.flatten(2)
+            adapted = self.model.vq_adaptor(encoded)  # [B, C, D]
+            counts = streams.continuous.sum(1)
+            used = torch.arange(adapted.shape[1], device=x.device)[None, :] < counts[:, None]
+            spread = torch.zeros_like(x, dtype=adapted.dtype).masked_scatter(streams.continuous[..., None], adapted[used])
+            x = torch.where(streams.continuous[..., None], (x + spread) * math.sqrt(2), x)
+        return x + self.model.embed_tokens(streams.text)
+
+    def caches(self, rows: int, capacity: int) -> list[LayerCache]:
+        """Empty caches, one a layer: shared, text branch, audio branch."""
+        c, weight = self.config, self.lm_head.weight
+        return [
+            LayerCache(rows, c.num_key_value_heads, capacity, c.head_dim, weight.dtype, weight.device)
+            for _ in range(c.num_hidden_layers + c.kimia_mimo_layers)
+        ]
+
+    def shared(self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None) -> Tensor:
+        """The layers before the streams part: x [B, T, D] -> [B, T, D]."""
+        cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        for i, layer in enumerate(self.model.layers[: self.config.shared_layers]):
+            x = layer(x, cos, sin, mask, caches[i] if caches else None)
+        return x
+
+    def hidden(
+        self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normed hidden states of both branches.
+
+        Args:
+            x: [B, T, D] embeddings. positions: [B, T] int64. mask: [B, 1, T, S] bool, True where a query may look.
+            caches: of `caches()`; S counts what they hold.
+
+        Returns:
+            text, audio: [B, T, D] each.
+        """
+        x = self.shared(x, positions, mask, caches)
+        cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        text = audio = x
+        fork, depth = self.config.shared_layers, self.config.num_hidden_layers
+        for i, layer in enumerate(self.model.layers[fork:]):
+            text = layer(text, cos, sin, mask, caches[fork + i] if caches else None)
+        for i, layer in enumerate(self.model.mimo_layers):
+            audio = layer(audio, cos, sin, mask, caches[depth + i] if caches else None)
+        return self.model.norm(text), self.model.mimo_norm(audio)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., kimia_token_offset]."""
+        return F.linear(hidden, self.lm_head.weight[: self.config.kimia_token_offset])
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., codes + 2], columns as in `audio_ids`."""
+        return F.linear(hidden, self.mimo_output.weight[self.audio_ids])
+
+    def audio_column(self, ids: Tensor) -> Tensor:
+        """Columns of audio ids: codes come first, then media_end, then msg_end. Other ids give column 0."""
+        columns = (ids - self.config.kimia_token_offset).clamp(min=0)
+        columns = torch.where(ids == self.specials.media_end, self.config.codes, columns)
+        return torch.where(ids == self.specials.msg_end, self.config.codes + 1, columns)
+
+
+def causal(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [B, T] and mask [B, 1, T, T] of left-padded rows; padding sees itself only, so that no row is empty."""
+    t = valid.shape[1]
+    positions = (valid.long().cumsum(1) - 1).clamp(min=0)
+    look = torch.ones(t, t, dtype=torch.bool, device=valid.device).tril()
+    itself = torch.eye(t, dtype=torch.bool, device=valid.device)
+    return positions, ((look & valid[:, None, :]) | itself)[:, None]

@@ -1,0 +1,1 @@
+"""Recipes: YAML files with dotted overrides, checked against pydantic models, all errors at once."""

@@ -1,0 +1,128 @@
+"""Every recipe's fields, their defaults and what they mean."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from paras2s_cli.recipe.base import RecipeBase
+
+
+class Train(RecipeBase):
+    """How a stage is optimised: linear warm-up, cosine to a tenth."""
+
+    steps: int = Field(ge=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    batch: int = Field(64, ge=1)
+    lr: float = Field(gt=0)
+    warmup: int = Field(20, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    save_every: int = Field(1, ge=1)
+
+
+class Recipe(RecipeBase):
+    """What all recipes share."""
+
+    world: Literal["pocket"] = "pocket"
+    seed: int = Field(1, ge=0, lt=2**31)
+    threads: int = Field(2, ge=1)
+
+
+class PolytoneRecipe(Recipe):
+    """The judge's ears: a transcriber, and a tone describer trained on every sentence in every tone."""
+
+    kind: Literal["polytone"] = "polytone"
+    transcriber: Train
+    describer: Train
+
+
+class Demonstrations(RecipeBase):
+    """Which demonstrations, and how good. `tone_deaf` of them are answered in a random way; count 0 is every query, anew each epoch."""
+
+    count: int = Field(ge=0)
+    tone_deaf: float = Field(ge=0, le=1)
+    transcriptions: float = Field(0.0, ge=0, le=1)
+    readings: float = Field(0.0, ge=0, le=1)
+
+
+class Shape(RecipeBase):
+    """The size of a speech LM that is trained from nothing."""
+
+    hidden_size: int = Field(ge=8)
+    intermediate_size: int = Field(ge=8)
+    shared_layers: int = Field(ge=1)
+    text_layers: int = Field(ge=1)
+    audio_layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    delay: int = Field(ge=0)
+
+
+class BaseRecipe(Recipe):
+    """A speech LM from nothing, that speaks but is deaf to tone: what a downloaded base model is to a large run."""
+
+    kind: Literal["base"] = "base"
+    model: Shape
+    demonstrations: Demonstrations
+    train: Train
+
+
+class SftRecipe(Recipe):
+    """Next-token training of the base on demonstrations."""
+
+    kind: Literal["sft"] = "sft"
+    base: BaseRecipe
+    demonstrations: Demonstrations
+    train: Train
+    evaluate_every: int = Field(10, ge=1)
+
+
+class DistillRecipe(Recipe):
+    """The reward model: what it is taught on, and how closely it must agree with the judge."""
+
+    kind: Literal["distill"] = "distill"
+    answers: int = Field(ge=8)
+    temperature: float = Field(1.0, gt=0)
+    train: Train
+    floor: float = Field(0.8, ge=-1, le=1)
+
+
+class Grpo(RecipeBase):
+    """Group-relative policy optimisation."""
+
+    train: Train
+    prompts: int = Field(8, ge=1)
+    group: int = Field(8, ge=2)
+    temperature: float = Field(1.0, gt=0)
+    audio_top_k: int = Field(0, ge=0)
+    kl: float = Field(0.1, ge=0)
+    clip: float = Field(0.2, gt=0)
+    text_weight: float = Field(1.0, ge=0)
+    limit: int = Field(56, ge=8)
+    judge_every: int = Field(20, ge=1)
+    judge_prompts: int = Field(32, ge=1)
+    refit_below: float = Field(0.75, ge=-1, le=1)
+    refit_steps: int = Field(20, ge=0)
+
+
+class BenchRecipe(Recipe):
+    """Which systems are measured on which split, and how."""
+
+    kind: Literal["bench"] = "bench"
+    systems: list[str] = Field(default=["base", "sft", "aligned", "cascade", "topline"])
+    split: Literal["validation", "test"] = "test"
+    sampled: list[str] = Field(default=["sft", "aligned"])
+    draws: int = Field(2000, ge=100)
+    players: int = Field(20, ge=0)
+
+
+class AlignRecipe(Recipe):
+    """The whole of ParaS2SAlign: judge, SFT, reward model, GRPO, bench."""
+
+    kind: Literal["align"] = "align"
+    judge: PolytoneRecipe
+    sft: SftRecipe
+    reward: DistillRecipe
+    grpo: Grpo
+    bench: BenchRecipe

@@ -1,0 +1,1 @@
+"""Batched decoding of both streams with exact log-probabilities."""

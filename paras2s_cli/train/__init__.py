@@ -1,0 +1,1 @@
+"""Training: the stages, and what they share (checkpoints, run folders, metrics)."""

@@ -1,0 +1,135 @@
+"""ParaS2SAlign from end to end: judge, base, SFT, reward model, GRPO. What is there already is taken; what is missing is made first."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paras2s_cli.data.cache import is_complete, publish_folder
+from paras2s_cli.data.worlds import Spoken, World, load_world
+from paras2s_cli.errors import Paras2sError
+from paras2s_cli.judge.pipeline import Judge
+from paras2s_cli.judge.reward import RewardModel
+from paras2s_cli.models.folder import load_model, save_model
+from paras2s_cli.models.speech_lm import SpeechLM
+from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.recipe.schema import AlignRecipe
+from paras2s_cli.train.base import load_base
+from paras2s_cli.train.distill import (
+    Lessons,
+    agreement,
+    distill_stage,
+    make_reward_model,
+    sampled_answers,
+    vocabulary_of,
+)
+from paras2s_cli.train.grpo import grpo_stage
+from paras2s_cli.train.loop import Watch, train
+from paras2s_cli.train.monitor import Monitor
+from paras2s_cli.train.polytone import load_listener
+from paras2s_cli.train.sft import sft_stage
+
+Say = Callable[[str], None]
+WatchOf = Callable[[str], Watch]
+
+
+@dataclass
+class Run:
+    """What the stages of one `align` share."""
+
+    recipe: AlignRecipe
+    out: Path
+    say: Say
+    watch: WatchOf
+    world: World
+    judge: Judge
+
+
+def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf) -> Run:
+    """The world and the judge, made if the cache lacks them."""
+    torch.set_num_threads(recipe.threads)
+    count = watch("render")
+    world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
+    return Run(recipe, out, say, watch, world, Judge(load_listener(recipe.judge, world, say, watch), world.scorer()))
+
+
+def warm_model(run: Run) -> tuple[SpeechLM, TextTokenizer]:
+    """The model after SFT."""
+    folder = run.out / "sft" / "model"
+    if not is_complete(folder):
+        model, tokenizer = load_base(run.recipe.sft.base, run.world, run.say, run.watch)
+        settings = run.recipe.sft
+        run.say(
+            f"warming up on {settings.demonstrations.count} demonstrations, {settings.demonstrations.tone_deaf:.0%} of them tone-deaf: "
+            f"{folder} is not there"
+        )
+        (run.out / "sft").mkdir(parents=True, exist_ok=True)
+        stage, best = sft_stage(run.out / "sft", settings.model_copy(update={"seed": run.recipe.seed}), run.world, model, tokenizer)
+        train(stage, run.watch("sft"))
+        best.restore(model)
+        with publish_folder(folder) as temporary:
+            save_model(temporary, model, tokenizer)
+    return load_model(folder)
+
+
+def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
+    """The reward model, distilled from the judge on the warm model's answers.
+
+    Raises:
+        Paras2sError: it agrees with the judge less than the recipe's floor.
+    """
+    from safetensors.torch import load_file, save_file
+
+    settings = run.recipe.reward.model_copy(update={"seed": run.recipe.seed})
+    lessons = Lessons(run.judge, vocabulary_of(run.world), [*run.world.query_tones, *run.world.answer_tones])
+    reward = make_reward_model(warm, run.world, settings.seed)
+    folder = run.out / "reward" / "model"
+    if not is_complete(folder):
+        run.say(f"distilling the judge into a reward model: {folder} is not there")
+        rows = sampled_answers(settings, warm, run.judge, run.world, "train", settings.answers, run.say)
+        (run.out / "reward").mkdir(parents=True, exist_ok=True)
+        train(distill_stage(run.out / "reward", settings.train, settings.seed, reward, lessons, rows), run.watch("reward"))
+        reward.eval()
+        held = sampled_answers(settings, warm, run.judge, run.world, "validation", 2 * len(run.world.queries("validation")), run.say)
+        pearson = agreement(reward, held)
+        run.say(f"the reward model agrees with the judge on {len(held)} held-out pairs: Pearson {pearson:.3f}")
+        if not pearson >= settings.floor:
+            raise Paras2sError(
+                f"the reward model's agreement with the judge, {pearson:.3f}, is below reward.floor={settings.floor}: more reward.answers or "
+                "reward.train.steps, or a lower floor"
+            )
+        with publish_folder(folder) as temporary:
+            save_file(reward.state_dict(), temporary / "reward.safetensors")
+            (temporary / "agreement.json").write_text(f'{{"pearson": {pearson:.6f}, "pairs": {len(held)}}}\n')
+    reward.load_state_dict(load_file(folder / "reward.safetensors"))
+    return reward.eval(), lessons
+
+
+def aligned_model(run: Run) -> SpeechLM:
+    """The model after GRPO."""
+    folder = run.out / "grpo" / "model"
+    if is_complete(folder):
+        return load_model(folder)[0]
+    warm, tokenizer = warm_model(run)
+    reward, lessons = reward_model(run, warm)
+    run.say(f"aligning by GRPO for {run.recipe.grpo.train.steps} steps: {folder} is not there")
+    policy, _ = load_model(run.out / "sft" / "model")
+    for model in (warm, reward):
+        model.eval().requires_grad_(False)
+    (run.out / "grpo").mkdir(parents=True, exist_ok=True)
+    monitor = Monitor(run.out / "grpo", run.recipe.grpo, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
+
+    def rewards(queries: list[Spoken], codes: list[np.ndarray], group: int) -> Tensor:
+        return reward.reward([q.features for q in queries], codes, group)
+
+    stage = grpo_stage(
+        run.out / "grpo", run.recipe.grpo, run.recipe.seed, policy, warm, run.world.queries("train"), rewards, monitor.after  # type: ignore[arg-type]
+    )
+    stage.modules = {**stage.modules, "reward": reward}
+    train(stage, run.watch("grpo"))
+    with publish_folder(folder) as temporary:
+        save_model(temporary, policy, tokenizer)
+    return policy

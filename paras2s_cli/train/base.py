@@ -1,0 +1,42 @@
+"""The base of a small world: a speech LM from nothing that answers in speech and is deaf to tone. Kept in the cache, as a downloaded
+model would be."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from paras2s_cli.audio.features import SIZE
+from paras2s_cli.data.cache import cache_root, content_key, folder_lock, is_complete, publish_folder
+from paras2s_cli.data.worlds import World
+from paras2s_cli.models.folder import load_model, save_model
+from paras2s_cli.models.small import new_model, word_tokenizer
+from paras2s_cli.models.speech_lm import SpeechLM
+from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.recipe.load import recipe_hash
+from paras2s_cli.recipe.schema import BaseRecipe
+from paras2s_cli.train.loop import Watch, train
+from paras2s_cli.train.sft import base_stage
+
+
+def base_folder(recipe: BaseRecipe, world: World) -> Path:
+    """Where the cache keeps the base of a recipe."""
+    return cache_root() / f"base-{content_key(recipe_hash(recipe), world.key)}"
+
+
+def load_base(
+    recipe: BaseRecipe, world: World, say: Callable[[str], None], watch: Callable[[str], Watch] | None = None
+) -> tuple[SpeechLM, TextTokenizer]:
+    """The base of a recipe, trained if the cache lacks it; a killed training goes on where it was."""
+    final = base_folder(recipe, world)
+    if not is_complete(final):
+        with folder_lock(final):
+            if not is_complete(final):
+                say("training the base model, which speaks but is deaf to tone: it is not in the cache")
+                tokenizer = word_tokenizer([*world.known_texts("query"), *(a.row["text"] for a in world.answers())])
+                shape = recipe.model.model_dump()
+                model = new_model(tokenizer, codes=world.codec.size, features=SIZE, seed=recipe.seed, **shape)
+                scratch = final.with_name(final.name + "-training")
+                scratch.mkdir(parents=True, exist_ok=True)
+                train(base_stage(scratch, recipe, world, model, tokenizer), watch("base") if watch else None)
+                with publish_folder(final) as folder:
+                    save_model(folder, model, tokenizer)
+    return load_model(final)

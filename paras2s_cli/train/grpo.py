@@ -1,0 +1,168 @@
+"""Group-relative policy optimisation on both token streams (GRPO: Shao et al. 2024, arXiv 2402.03300; ParaS2S, arXiv 2511.08723)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from paras2s_kernels import token_logprob
+from torch import Tensor
+
+from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of, spoken_queries
+from paras2s_cli.models.speech_lm import SpeechLM, Streams
+from paras2s_cli.recipe.schema import Grpo
+from paras2s_cli.rollout.engine import Rollouts, rollout
+from paras2s_cli.rollout.sampling import Sampling
+from paras2s_cli.train.loop import Stage, precision
+
+RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], int], Tensor]
+"""(queries, codes of all answers, group) -> rewards [Q * group], NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What a step rolled out, for those who look at it afterwards."""
+
+    queries: list[Spoken]
+    rollouts: Rollouts
+    codes: list[np.ndarray]
+    rewards: Tensor
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """Rewards less their group's mean, over its deviation.
+
+    Args:
+        rewards: [P, G]; NaN where an answer has none. Those are left out of mean and deviation and get advantage 0, as does every
+            answer of a group in which fewer than two rewards are left or all are equal.
+    """
+    there = ~rewards.isnan()
+    count = there.sum(1, keepdim=True).clamp(min=1)
+    mean = rewards.nan_to_num().sum(1, keepdim=True) / count
+    centred = (rewards - mean).nan_to_num() * there
+    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    return torch.where(deviation > 1e-4, centred / (deviation + 1e-4), torch.zeros(()))
+
+
+@dataclass(frozen=True)
+class StreamLogprobs:
+    """Log-probabilities and entropies [B, L] of one stream's tokens, 0 where they were forced."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def stream_logprobs(model: SpeechLM, prompts: Streams, answers: Answers, temperature: float) -> tuple[StreamLogprobs, StreamLogprobs]:
+    """Both streams' log-probabilities, under the distribution that was sampled from, with gradient: text, audio."""
+    text, audio = answer_hidden(model, prompts, answers)
+    return (
+        _scatter(model.text_logits(text[answers.text_free]), answers.text[answers.text_free], answers.text_free, temperature),
+        _scatter(
+            model.audio_logits(audio[answers.audio_free]), model.audio_column(answers.audio[answers.audio_free]),
+            answers.audio_free, temperature,
+        ),
+    )
+
+
+def _scatter(logits: Tensor, columns: Tensor, free: Tensor, temperature: float) -> StreamLogprobs:
+    logprobs, entropy = token_logprob(logits.float(), columns, temperature)
+    zeros = torch.zeros(free.shape, dtype=logprobs.dtype)
+    return StreamLogprobs(zeros.masked_scatter(free, logprobs), zeros.masked_scatter(free, entropy))
+
+
+def stream_loss(
+    new: Tensor, old: Tensor, reference: Tensor, free: Tensor, advantages: Tensor, clip: float, kl: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped policy loss and k3 KL penalty of one stream.
+
+    L = -min(r A, clip(r, 1 - c, 1 + c) A) + beta (exp(d) - d - 1), r = exp(new - old), d = reference - new (k3: Schulman 2020). The
+    mean over an answer's free tokens, then over answers.
+
+    Args:
+        new, old, reference: [B, L] log-probabilities. free: [B, L] bool. advantages: [B].
+    """
+    count = free.sum(1).clamp(min=1)
+    ratio = (new - old).exp()
+    policy = -torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - clip, 1 + clip) * advantages[:, None])
+    distance = reference - new
+    k3 = distance.exp() - distance - 1
+
+    def mean(x: Tensor) -> Tensor:
+        return ((x * free).sum(1) / count).mean()
+
+    detached = ratio.detach()
+    watched = {
+        "kl": mean(k3.detach()),
+        "clipped": mean(((detached - 1).abs() > clip).float()),
+        "off_policy": mean((detached - 1).abs()),
+    }
+    return mean(policy) + kl * mean(k3), watched
+
+
+def grpo_stage(
+    folder: Path, settings: Grpo, seed: int, policy: SpeechLM, warm: SpeechLM, queries: Sequence[Spoken], reward: RewardFunction,
+    after: Callable[[int, dict, Experience], None] | None = None,
+) -> Stage:
+    """The stage that aligns `policy`.
+
+    Args:
+        warm: the model before alignment; it does not change.
+        queries: unlabelled prompts. reward: called once a step.
+        after: sees each step's experience once it is applied, and may add to its metrics.
+    """
+    latest: list[Experience] = []
+
+    def step(number: int) -> dict:
+        rng = np.random.default_rng([seed, 41, number])
+        asked = [queries[i] for i in rng.choice(len(queries), settings.prompts, replace=False)]
+        prompts = spoken_queries([q.features for q in asked], policy.config, policy.specials)
+        rows = torch.arange(settings.prompts * settings.group)
+        sampling = Sampling(settings.temperature, settings.audio_top_k)
+        policy.eval()
+        rolled = rollout(
+            policy, prompts, group=settings.group, sampling=sampling, seed=seed * 1_000_003 + number, row_ids=rows, limit=settings.limit
+        )
+        # an answer that was cut off is no answer: it gets the reward of silence
+        spoken = codes_of(rolled.answers, policy.config)
+        codes = [c if e else c[:0] for c, e in zip(spoken, rolled.ended.tolist(), strict=True)]
+        rewards = reward(asked, codes, settings.group)
+        advantages = group_advantages(rewards.view(settings.prompts, settings.group)).flatten()
+        wide, answers = prompts.repeat(settings.group), rolled.answers
+        with torch.no_grad(), precision(settings.train):
+            ref_text, ref_audio = stream_logprobs(warm, wide, answers, settings.temperature)
+        with precision(settings.train):
+            text, audio = stream_logprobs(policy, wide, answers, settings.temperature)
+        text_loss, text_watch = stream_loss(
+            text.logprobs, rolled.text_logprobs, ref_text.logprobs, answers.text_free, advantages, settings.clip, settings.kl)
+        audio_loss, audio_watch = stream_loss(
+            audio.logprobs, rolled.audio_logprobs, ref_audio.logprobs, answers.audio_free, advantages, settings.clip, settings.kl)
+        (settings.text_weight * text_loss + audio_loss).backward()
+        latest[:] = [Experience(asked, rolled, spoken, rewards)]
+        return {
+            **_watch(rewards.view(settings.prompts, settings.group), rolled, spoken),
+            **{f"{name}_text": float(value) for name, value in text_watch.items()},
+            **{f"{name}_audio": float(value) for name, value in audio_watch.items()},
+            "entropy_text": float(text.entropy.detach().sum() / answers.text_free.sum()),
+            "entropy_audio": float(audio.entropy.detach().sum() / answers.audio_free.sum()),
+        }
+
+    def applied(number: int, metrics: dict) -> None:
+        if after:
+            after(number, metrics, latest[0])
+
+    return Stage(folder, {"policy": policy}, settings.train, step, applied)
+
+
+def _watch(rewards: Tensor, rolled: Rollouts, codes: Sequence[np.ndarray]) -> dict:
+    repeats = [float(np.mean(c[1:] == c[:-1])) if len(c) > 1 else 0.0 for c in codes]
+    return {
+        "reward": float(rewards.nanmean()),
+        "reward_deviation": float(torch.stack([r[~r.isnan()].std(correction=0) if (~r.isnan()).any() else torch.zeros(()) for r in rewards]).mean()),
+        "unscored": float(rewards.isnan().float().mean()),
+        "codes": float(np.mean([len(c) for c in codes])),
+        "silent": float(np.mean([len(c) == 0 for c in codes])),
+        "repeated": float(np.mean(repeats)),
+        "unended": float((~rolled.ended).float().mean()),
+    }

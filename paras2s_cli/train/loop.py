@@ -1,0 +1,131 @@
+"""The loop that every stage trains in: schedule, clipping, metrics, and a checkpoint that a killed run goes on from."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from paras2s_cli.recipe.schema import Train
+from paras2s_cli.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from paras2s_cli.train.metrics import MetricsLog
+from paras2s_cli.train.packing import pack_optimizer, unpack_optimizer
+
+Watch = Callable[[int, dict], None]
+"""Called after every step with its number (from 1) and its metrics."""
+
+
+@dataclass
+class Stage:
+    """Something that is trained by steps.
+
+    Step n draws its batch from (seed, n) alone, so weights and optimizer are all that has to be kept.
+
+    Attributes:
+        modules: what is saved, by name. Parameters that require gradients are trained.
+        step: computes the gradients of step n (from 0) and returns its metrics; it calls backward itself.
+        after: called when step n is applied and before it is saved, with its metrics, which it may add to.
+    """
+
+    folder: Path
+    modules: Mapping[str, nn.Module]
+    settings: Train
+    step: Callable[[int], dict]
+    after: Callable[[int, dict], None] | None = None
+
+
+def learning_rate(step: int, settings: Train) -> float:
+    """Linear warm-up, then a cosine to a tenth."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+    progress = step / max(1, settings.steps)
+    return settings.lr * warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def precision(settings: Train) -> torch.autocast:
+    """Autocast of a stage's forward passes: bf16 where the recipe asks for it or, on `auto`, where the hardware multiplies in it."""
+    chosen = settings.precision
+    if chosen == "auto":
+        chosen = "bf16" if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() else "fp32"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, torch.bfloat16, enabled=chosen == "bf16")
+
+
+def resumed_from(folder: Path) -> int:
+    """Steps that a killed run of this stage has behind it; 0 when it is new."""
+    found = latest_checkpoint(folder / "checkpoints")
+    return 0 if found is None else load_checkpoint(found).step
+
+
+def train(stage: Stage, watch: Watch | None = None) -> None:
+    """Runs the stage to its last step, from its last checkpoint where there is one.
+
+    A step is lost at most: every `save_every` steps, and on Ctrl-C, all is saved.
+    """
+    settings, root = stage.settings, stage.folder / "checkpoints"
+    trained = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
+    optimizers = make_optimizers(stage.modules, settings)
+    done = 0
+    found = latest_checkpoint(root)
+    if found is not None:
+        saved = load_checkpoint(found)
+        done = saved.step
+        for name, module in stage.modules.items():
+            module.load_state_dict(saved.groups[name])
+        for i, optimizer in enumerate(optimizers):
+            unpack_optimizer(optimizer, saved.groups[f"optimizer{i}"], saved.state[f"optimizer{i}"])
+    log = MetricsLog(stage.folder / "metrics.jsonl", done)
+    try:
+        for step in range(done, settings.steps):
+            begun = time.monotonic()
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["scale"] * learning_rate(step, settings)
+            metrics = stage.step(step)
+            metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(trained, settings.clip))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            metrics |= {"lr": learning_rate(step, settings)}
+            if stage.after:
+                stage.after(step, metrics)
+            metrics["seconds"] = round(time.monotonic() - begun, 4)
+            log.write(step + 1, **metrics)
+            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+                _save(root, step + 1, stage, optimizers)
+            if watch:
+                watch(step + 1, metrics)
+    finally:
+        log.close()
+
+
+def make_optimizers(modules: Mapping[str, nn.Module], settings: Train) -> list[torch.optim.Optimizer]:
+    """AdamW, with weight decay on matrices only; on `muon`, the decoder layers' matrices go to Muon instead.
+
+    Muon (Jordan et al. 2024) with its update scaled to AdamW's (Liu et al. 2025), so that one learning rate serves both; it gets twice.
+    """
+    named = [(n, p) for m in modules.values() for n, p in m.named_parameters() if p.requires_grad]
+    inner = [p for n, p in named if settings.optimizer == "muon" and p.dim() == 2 and "layers." in n and "vq_adaptor" not in n]
+    taken = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay, "scale": 1.0},
+        {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0, "scale": 1.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95))]
+    if inner:
+        group = {"params": inner, "scale": 2.0}
+        optimizers.append(
+            torch.optim.Muon([group], lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+def _save(root: Path, step: int, stage: Stage, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    groups: dict[str, Mapping[str, Tensor]] = {name: module.state_dict() for name, module in stage.modules.items()}
+    state = {}
+    for i, optimizer in enumerate(optimizers):
+        groups[f"optimizer{i}"], state[f"optimizer{i}"] = pack_optimizer(optimizer)
+    save_checkpoint(root, step, groups, state)

@@ -1,0 +1,86 @@
+"""Watches GRPO with the full judge: how far the reward has drifted from it, and a refit when it is too far."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from paras2s_cli.audio.write import write_wav
+from paras2s_cli.data.worlds import World
+from paras2s_cli.judge.ears import spell
+from paras2s_cli.judge.pipeline import Judge
+from paras2s_cli.judge.reward import RewardModel
+from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.recipe.schema import Grpo
+from paras2s_cli.train.distill import Judged, Lessons, judge_answers, reward_loss
+from paras2s_cli.train.grpo import Experience
+from paras2s_cli.train.loop import precision, resumed_from
+from paras2s_cli.train.metrics import MetricsLog, read_metrics
+
+_KEPT = 512
+"""Judged answers that a refit learns from."""
+
+
+class Monitor:
+    """Judges a sample of a step's answers every so many steps, in full, and keeps one of them to be heard."""
+
+    def __init__(
+        self, folder: Path, settings: Grpo, seed: int, judge: Judge, world: World, reward: RewardModel, lessons: Lessons,
+        tokenizer: TextTokenizer,
+    ) -> None:
+        self.folder, self.settings, self.seed = folder, settings, seed
+        self.judge, self.world, self.reward, self.lessons, self.tokenizer = judge, world, reward, lessons, tokenizer
+        self.judged: list[Judged] = []
+        done = resumed_from(folder)
+        self.seen = MetricsLog(folder / "judged.jsonl", done)
+        recorded = read_metrics(folder / "judged.jsonl")
+        # What a killed run had judged is judged again, so that a refit after it learns from the same.
+        queries = {q.id: q for q in world.queries("train")}
+        for line in recorded:
+            asked = [queries[name] for name in line["queries"]]
+            codes = [np.array(c, dtype=np.int64) for c in line["codes"]]
+            self._remember(judge_answers(judge, world, asked, codes))
+
+    def after(self, step: int, metrics: dict, experience: Experience) -> None:
+        """Adds to the metrics of every `judge_every`th step: judge_score, judge_gap (reward less judge), judge_pearson, text_heard."""
+        if (step + 1) % self.settings.judge_every:
+            return
+        group = self.settings.group
+        asked = [q for q in experience.queries for _ in range(group)]
+        rows = judge_answers(self.judge, self.world, asked, experience.codes)
+        scores = np.array([np.nan if r.score is None else r.score for r in rows])
+        given = experience.rewards.numpy()
+        there = ~np.isnan(scores) & ~np.isnan(given)
+        metrics["judge_score"] = float(np.nanmean(scores))
+        metrics["judge_gap"] = float(np.mean(given[there] - scores[there]))
+        varies = there.sum() > 2 and given[there].std() > 0 and scores[there].std() > 0
+        metrics["judge_pearson"] = float(np.corrcoef(given[there], scores[there])[0, 1]) if varies else float("nan")
+        written = [self.tokenizer.decode(row.tolist()) for row in experience.rollouts.answers.text]
+        metrics["text_heard"] = float(np.mean([spell(t) == spell(r.said.heard.text) for t, r in zip(written, rows, strict=True)]))
+        self._remember(rows)
+        self.seen.write(step + 1, queries=[q.id for q in asked], codes=[c.tolist() for c in experience.codes])
+        if len(rows[0].codes):
+            wave = self.world.decode([rows[0].codes])[0]
+            (self.folder / "samples").mkdir(exist_ok=True)
+            write_wav(self.folder / "samples" / f"step-{step + 1:06d}.{rows[0].query.id}.wav", wave)
+        if metrics["judge_pearson"] < self.settings.refit_below:
+            metrics["refitted"] = self.refit(step)
+
+    def _remember(self, rows: list[Judged]) -> None:
+        self.judged = [*self.judged, *rows][-_KEPT:]
+
+    def refit(self, step: int) -> int:
+        """Teaches the reward model the judged answers of late; returns the steps it took."""
+        self.reward.train().requires_grad_(True)
+        optimizer = torch.optim.AdamW(self.reward.parameters(), lr=2e-4, weight_decay=0.01)
+        for turn in range(self.settings.refit_steps):
+            rng = np.random.default_rng([self.seed, 43, step, turn])
+            rows = [self.judged[i] for i in rng.choice(len(self.judged), min(48, len(self.judged)), replace=False)]
+            with precision(self.settings.train):
+                loss, _ = reward_loss(self.reward, self.lessons, rows, torch.Generator().manual_seed(step * 1009 + turn))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.reward.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        self.reward.eval().requires_grad_(False)
+        return self.settings.refit_steps
