@@ -48,9 +48,7 @@ if CUDA:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("direction", ("forward", "forward+backward"))
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}-{str(shape[2])[6:]}")
-def test_token_logprob(
-    benchmark: pytest.FixtureRequest, shape: tuple[int, int, torch.dtype], direction: str, variant: str
-) -> None:
+def test_token_logprob(benchmark: pytest.FixtureRequest, shape: tuple[int, int, torch.dtype], direction: str, variant: str) -> None:
     rows, vocab, dtype = shape
     logits = torch.randn(rows, vocab, dtype=dtype, device=DEVICE, requires_grad=direction != "forward")
     ids = torch.randint(0, vocab, (rows,), device=DEVICE)

@@ -72,9 +72,7 @@ def installed(distribution: str) -> str | None:
 def _python() -> Iterator[Check]:
     version = platform.python_version()
     good = (3, 11) <= sys.version_info[:2] < (3, 14)
-    yield Check(
-        "python", "ok" if good else "missing", version, "" if good else "use Python 3.11, 3.12 or 3.13"
-    )
+    yield Check("python", "ok" if good else "missing", version, "" if good else "use Python 3.11, 3.12 or 3.13")
     compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
     if compiler:
         yield Check("C compiler", "ok", compiler)
@@ -117,9 +115,7 @@ def _torch() -> Iterator[Check]:
             memory = f"{card.total_memory / 2**30:.0f} GiB, sm_{card.major}{card.minor}"
             yield Check(f"GPU {index}", "ok", f"{card.name}, {memory}")
     elif torch.version.cuda is None:
-        yield Check(
-            "GPU", "absent", "this torch is built for the CPU", "install a CUDA build of torch to use a GPU"
-        )
+        yield Check("GPU", "absent", "this torch is built for the CPU", "install a CUDA build of torch to use a GPU")
     else:
         yield Check("GPU", "absent", f"torch for CUDA {torch.version.cuda} sees none")
 
@@ -136,9 +132,7 @@ def _extras() -> Iterator[Check]:
 
 def _kernels() -> Iterator[Check]:
     if importlib.util.find_spec("paras2s_kernels") is None:
-        yield Check(
-            "kernels", "missing", "the package paras2s_kernels is not installed", "install paras2s again"
-        )
+        yield Check("kernels", "missing", "the package paras2s_kernels is not installed", "install paras2s again")
         return
     import paras2s_kernels
 
@@ -157,12 +151,8 @@ def _disk() -> Iterator[Check]:
     if os.access(existing, os.W_OK | os.X_OK) and existing.is_dir():
         yield Check("cache", "ok", f"{folder}, {size / 2**20:.0f} MiB")
     else:
-        yield Check(
-            "cache", "missing", f"{folder} cannot be written", "set PARAS2S_CACHE to a folder of yours"
-        )
+        yield Check("cache", "missing", f"{folder} cannot be written", "set PARAS2S_CACHE to a folder of yours")
     here = Path.cwd()
     for name, place in (("free disk, cache", existing), ("free disk, here", here)):
         free = shutil.disk_usage(place).free / 2**30
-        yield Check(
-            name, "ok" if free >= 1 else "absent", f"{free:.1f} GiB", "" if free >= 1 else "free some space"
-        )
+        yield Check(name, "ok" if free >= 1 else "absent", f"{free:.1f} GiB", "" if free >= 1 else "free some space")

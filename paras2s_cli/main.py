@@ -92,9 +92,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 def paras2s(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """Speech that fits: judge how well a spoken answer suits the way it was asked, and train models to do so.
 
@@ -112,11 +110,7 @@ def errors_as_sentences() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        say(
-            "interrupted; the same command resumes where this one stopped"
-            if verb in RESUMABLE
-            else "interrupted"
-        )
+        say("interrupted; the same command resumes where this one stopped" if verb in RESUMABLE else "interrupted")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader has left (`... | head`). Python would complain once more when it flushes at exit.

@@ -69,9 +69,7 @@ def data_files(folder: Path) -> list[str]:
 @pytest.mark.parametrize("how", ["wheel", "editable"])
 def test_an_installation_has_the_recipes_and_the_kernels(tmp_path: Path, how: str) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
-    skip = shutil.ignore_patterns(
-        ".*", "build", "runs", "dist", "*.egg-info", "tests", "benchmarks", "__pycache__"
-    )
+    skip = shutil.ignore_patterns(".*", "build", "runs", "dist", "*.egg-info", "tests", "benchmarks", "__pycache__")
     shutil.copytree(ROOT, source, ignore=skip)
     quiet = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     alone = ["--no-build-isolation", "--no-deps", "--no-index"]
@@ -102,8 +100,6 @@ def test_an_installation_has_the_recipes_and_the_kernels(tmp_path: Path, how: st
     root, *names = run.stdout.split()
     assert Path(root).is_relative_to(tmp_path)
     recipes = ROOT / "recipes"
-    assert names == [
-        path.relative_to(recipes).with_suffix("").as_posix() for path in sorted(recipes.rglob("*.yaml"))
-    ]
+    assert names == [path.relative_to(recipes).with_suffix("").as_posix() for path in sorted(recipes.rglob("*.yaml"))]
     folder = target if how == "wheel" else source
     assert data_files(folder / "paras2s_cli") == data_files(ROOT / "paras2s_cli") != []

@@ -59,9 +59,7 @@ def test_help_imports_nothing_heavy(capsys: pytest.CaptureFixture[str]) -> None:
         "assert not heavy, heavy\nsys.exit(code)"
     )
     began = time.perf_counter()
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     with capsys.disabled():
         print(f"\n[paras2s --help: {time.perf_counter() - began:.2f} s]")
     assert run.returncode == 0, run.stderr
@@ -73,9 +71,7 @@ def test_recipes_needs_no_torch() -> None:
         "import sys\nfrom paras2s_cli.main import main\ncode = main(['recipes'])\n"
         "assert not {'torch', 'numpy'} & set(sys.modules)\nsys.exit(code)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
@@ -87,9 +83,7 @@ def test_version_and_unknown_words() -> None:
     assert command("recipes", "--colour").returncode == 2
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("a.wav: no samples"), 2), (TooManyFailed("3 of 4"), 3)]
-)
+@pytest.mark.parametrize(("error", "code"), [(UsageError("a.wav: no samples"), 2), (TooManyFailed("3 of 4"), 3)])
 def test_a_users_error_is_one_sentence(verb, capsys, error, code) -> None:  # type: ignore[no-untyped-def]
     verb(fails(error))
     assert cli.main(["judge"]) == code
@@ -116,9 +110,7 @@ def test_a_bug_is_a_traceback(verb) -> None:  # type: ignore[no-untyped-def]
 def test_an_interrupt_says_that_the_command_resumes(verb, capsys) -> None:  # type: ignore[no-untyped-def]
     verb(fails(KeyboardInterrupt()))
     assert cli.main(["judge"]) == 130
-    assert (
-        capsys.readouterr().err == "paras2s: interrupted; the same command resumes where this one stopped\n"
-    )
+    assert capsys.readouterr().err == "paras2s: interrupted; the same command resumes where this one stopped\n"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])

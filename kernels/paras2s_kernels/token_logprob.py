@@ -51,9 +51,7 @@ def _check(logits: Tensor, ids: Tensor, temperature: float) -> None:
     if logits.shape[1] > 1 and logits.stride(1) != 1:
         raise ValueError(f"logits: the last dimension must be contiguous, its stride is {logits.stride(1)}")
     if ids.dim() != 1 or ids.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"ids: expected [{logits.shape[0]}], one for each row of logits, got {list(ids.shape)}"
-        )
+        raise ValueError(f"ids: expected [{logits.shape[0]}], one for each row of logits, got {list(ids.shape)}")
     if ids.dtype != torch.int64:
         raise ValueError(f"ids: expected int64, got {ids.dtype}")
     if ids.device != logits.device:
@@ -104,13 +102,9 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: _Rows) -> None
     ctx.save_for_backward(logits, ids, entropy, row_max, log_sum)
 
 
-def _differentiate(
-    ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *unused: Any
-) -> tuple[Tensor, None, None]:
+def _differentiate(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *unused: Any) -> tuple[Tensor, None, None]:
     logits, ids, entropy, row_max, log_sum = ctx.saved_tensors
-    grad = torch.ops.paras2s.token_logprob_backward(
-        logits, ids, ctx.temperature, entropy, row_max, log_sum, grad_logprob, grad_entropy
-    )
+    grad = torch.ops.paras2s.token_logprob_backward(logits, ids, ctx.temperature, entropy, row_max, log_sum, grad_logprob, grad_entropy)
     return grad, None, None
 
 

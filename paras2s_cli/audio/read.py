@@ -19,9 +19,7 @@ from paras2s_cli.errors import UsageError
 
 MAX_SECONDS = 600.0
 _BLOCK = 1 << 18  # frames decoded at a time: many channels never lie in memory at full length
-_UNKNOWN = (
-    1 << 62
-)  # libsndfile reports a count near 2**63 for a stream whose header does not say how long it is
+_UNKNOWN = 1 << 62  # libsndfile reports a count near 2**63 for a stream whose header does not say how long it is
 _RATES = (1_000, 768_000)
 
 
@@ -106,8 +104,7 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
             # libsndfile says of an MP3 without a whole frame that the file does not exist.
             known = f" ({reason})" if reason and "does not exist" not in reason else ""
             raise UsageError(
-                f"{path} is not audio that can be read, or its header is truncated{known};"
-                " convert it to WAV, FLAC, OGG or MP3"
+                f"{path} is not audio that can be read, or its header is truncated{known}; convert it to WAV, FLAC, OGG or MP3"
             ) from None
         if chunk is not None and chunk.promised is not None and chunk.promised > chunk.held:
             raise UsageError(
@@ -119,10 +116,7 @@ def _open(path: Path) -> Iterator[soundfile.SoundFile]:
 
 def _info(path: Path, file: soundfile.SoundFile) -> AudioInfo:
     if not _RATES[0] <= file.samplerate <= _RATES[1]:
-        raise UsageError(
-            f"{path} claims a sample rate of {file.samplerate} Hz, outside {_RATES[0]} to {_RATES[1]};"
-            " save it again"
-        )
+        raise UsageError(f"{path} claims a sample rate of {file.samplerate} Hz, outside {_RATES[0]} to {_RATES[1]}; save it again")
     frames = None if file.frames < 0 or file.frames >= _UNKNOWN else file.frames
     return AudioInfo(file.samplerate, file.channels, frames, file.format)
 
@@ -157,18 +151,10 @@ def _not_finite(path: Path) -> UsageError:
 
 
 def _truncated(path: Path, held: float, promised: float) -> UsageError:
-    return UsageError(
-        f"{path} is truncated: its header promises {promised:.2f} s and {held:.2f} s are there;"
-        " copy or save it again"
-    )
+    return UsageError(f"{path} is truncated: its header promises {promised:.2f} s and {held:.2f} s are there; copy or save it again")
 
 
 def _too_long(path: Path, seconds: float | None, limit: float) -> UsageError:
     if seconds is None:
-        return UsageError(
-            f"{path} lasts longer than the limit of {limit:g} s; --max-seconds N raises the limit"
-        )
-    return UsageError(
-        f"{path} lasts {seconds:.0f} s, longer than the limit of {limit:g} s;"
-        f" --max-seconds {int(seconds) + 1} raises it"
-    )
+        return UsageError(f"{path} lasts longer than the limit of {limit:g} s; --max-seconds N raises the limit")
+    return UsageError(f"{path} lasts {seconds:.0f} s, longer than the limit of {limit:g} s; --max-seconds {int(seconds) + 1} raises it")

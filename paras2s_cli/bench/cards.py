@@ -17,17 +17,12 @@ _ICONS = (
 
 def card(pair: Pair, systems: list[str], clips: Clips, number: int) -> str:
     """One sentence: styles as columns, the query and each system's answer as rows; sound goes to `clips`."""
-    scores = {
-        name: [side.answers[name].score if name in side.answers else None for side in pair.sides]
-        for name in systems
-    }
+    scores = {name: [side.answers[name].score if name in side.answers else None for side in pair.sides] for name in systems}
     heads = "".join(f'<th role="columnheader" scope="col">{escape(side.style)}</th>' for side in pair.sides)
     asked = "".join(_td(side.style, _query(side, clips)) for side in pair.sides)
     body = f'<tr role="row"><th role="rowheader" scope="row">query</th>{asked}</tr>' + "".join(
         f'<tr role="row" data-system="{escape(name)}"><th role="rowheader" scope="row">{escape(name)}</th>'
-        + "".join(
-            _td(side.style, _answer(side.answers.get(name), name, side.style, clips)) for side in pair.sides
-        )
+        + "".join(_td(side.style, _answer(side.answers.get(name), name, side.style, clips)) for side in pair.sides)
         + "</tr>"
         for name in systems
     )
@@ -81,7 +76,4 @@ def _button(clip: str | None, label: str) -> str:
     if clip is None:
         said = f"No sound: {escape(label)}"
         return f'<button type="button" class="play" disabled aria-label="{said}">{_ICONS}</button>'
-    return (
-        f'<button type="button" class="play" data-clip="{clip}" aria-pressed="false" '
-        f'aria-label="Play {escape(label)}">{_ICONS}</button>'
-    )
+    return f'<button type="button" class="play" data-clip="{clip}" aria-pressed="false" aria-label="Play {escape(label)}">{_ICONS}</button>'

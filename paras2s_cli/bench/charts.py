@@ -35,9 +35,7 @@ def training_charts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Figures of GRPO's metrics rows: reward, KL, entropy, judge against reward; those with data."""
     figures = [
         _lines("Reward, and the judge on a sample", rows, {"reward": "reward", "judge_score": "judge"}),
-        _lines(
-            "KL to the warm model, nats a token", rows, {"kl_text": "text", "kl_audio": "audio"}, zero=True
-        ),
+        _lines("KL to the warm model, nats a token", rows, {"kl_text": "text", "kl_audio": "audio"}, zero=True),
         _lines("Entropy, nats a token", rows, {"entropy_text": "text", "entropy_audio": "audio"}, zero=True),
         _against("Judge against reward, a dot a step", rows),
     ]
@@ -55,9 +53,7 @@ def _points(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> Points:
     return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
-def _lines(
-    title: str, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str], *, zero: bool = False
-) -> str:
+def _lines(title: str, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str], *, zero: bool = False) -> str:
     series = {label: sorted(_points(rows, "step", key)) for key, label in keys.items()}
     series = {label: points for label, points in series.items() if points}
     if not series:
@@ -102,9 +98,7 @@ class _Frame:
         return f"{_LEFT + (_WIDTH - _LEFT - _RIGHT) * (value - self.x0) / (self.x1 - self.x0):.1f}"
 
     def y(self, value: float) -> str:
-        return (
-            f"{_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - self.y0) / (self.y1 - self.y0):.1f}"
-        )
+        return f"{_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - self.y0) / (self.y1 - self.y0):.1f}"
 
     def grid(self) -> str:
         parts = []

@@ -103,9 +103,7 @@ def choose_pairs(rows: Iterable[Scored], most: int, *, seed: int = 0) -> list[Pa
     waiting: dict[str, list[Pair]] = {}
     for (dimension, text), group in _by_sentence(rows).items():
         sides = _sides(group)
-        waiting.setdefault(dimension, []).extend(
-            Pair(dimension, text, (a, b)) for a, b in zip(sides[::2], sides[1::2], strict=False)
-        )
+        waiting.setdefault(dimension, []).extend(Pair(dimension, text, (a, b)) for a, b in zip(sides[::2], sides[1::2], strict=False))
     for pairs in waiting.values():
         pairs.sort(key=lambda pair: hashlib.sha256(f"{seed}:{pair.dimension}:{pair.text}".encode()).digest())
     heard: Counter[tuple[str, str]] = Counter()

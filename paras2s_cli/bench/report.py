@@ -97,9 +97,7 @@ def _write(path: Path, page: str) -> None:
 
 
 def _notes(summary: Summary) -> list[str]:
-    small = (
-        "Small print under \u201cscored\u201d: the mean if the answers without a score were all 1, and all 5."
-    )
+    small = "Small print under \u201cscored\u201d: the mean if the answers without a score were all 1, and all 5."
     return notes(summary) + ([small] if missing(summary) else [])
 
 
@@ -156,9 +154,7 @@ def _range(found: Interval) -> str:
 def _rate(found: Interval | None) -> str:
     if found is None:
         return NOTHING
-    small = (
-        "" if found.low is None or found.high is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-    )
+    small = "" if found.low is None or found.high is None else f"{100 * found.low:.1f} to {100 * found.high:.1f}"
     return f"<b>{percent_text(found)}</b><small>{small}</small>"
 
 
@@ -192,9 +188,7 @@ def _difference(comparison: Comparison, dimensions: tuple[str, ...]) -> str:
 def _signed(found: Interval, digits: int = 2) -> str:
     if found.low is None or found.high is None:
         return f"<b>{found.mean:+.{digits}f}</b>"
-    return (
-        f"<b>{found.mean:+.{digits}f}</b><small>{found.low:+.{digits}f} to {found.high:+.{digits}f}</small>"
-    )
+    return f"<b>{found.mean:+.{digits}f}</b><small>{found.low:+.{digits}f} to {found.high:+.{digits}f}</small>"
 
 
 def _training(charts: list[str]) -> str:
@@ -217,14 +211,8 @@ def _filters(summary: Summary, systems: list[str]) -> str:
     a, b = (first.system, first.baseline) if first else ("", "")
     focus = a if a in systems else (systems[-1] if systems else "")
     dimensions = "".join(f'<option value="{escape(d)}">{escape(d)}</option>' for d in summary.dimensions)
-    by = "".join(
-        f'<option value="{escape(s)}"{" selected" if s == focus else ""}>{escape(s)}</option>'
-        for s in systems
-    )
-    boxes = "".join(
-        f'<label><input type="checkbox" name="system" value="{escape(s)}" checked> {escape(s)}</label>'
-        for s in systems
-    )
+    by = "".join(f'<option value="{escape(s)}"{" selected" if s == focus else ""}>{escape(s)}</option>' for s in systems)
+    boxes = "".join(f'<label><input type="checkbox" name="system" value="{escape(s)}" checked> {escape(s)}</label>' for s in systems)
     gain = f'<option value="gain">largest gain over {escape(b)}</option>' if first else ""
     differ = f"only where {escape(a)} and {escape(b)} differ by a point"
     only = f'<label><input type="checkbox" name="differ"> {differ}</label>' if first else ""

@@ -20,8 +20,14 @@ COMPARED = [("aligned", "sft"), ("sft", "base")]
 
 
 def run_bench(
-    recipe: BenchRecipe, world: World, judge: Judge, load: LoadModel, folder: Path, say: Callable[[str], None],
-    training: list[dict] | None = None, meta: dict | None = None,
+    recipe: BenchRecipe,
+    world: World,
+    judge: Judge,
+    load: LoadModel,
+    folder: Path,
+    say: Callable[[str], None],
+    training: list[dict] | None = None,
+    meta: dict | None = None,
 ) -> Summary:
     """Measures the recipe's systems on its split.
 
@@ -47,15 +53,19 @@ def run_bench(
     summary = summarise(rows, compare=COMPARED, draws=recipe.draws, seed=recipe.seed)
     page = {"judge": ", ".join(judge.name.values()), "split": recipe.split, "seed": recipe.seed, **(meta or {})}
     write_report(
-        folder / "report.html", summary, rows, title="paras2s bench", meta=page, players=recipe.players, training=training,
+        folder / "report.html",
+        summary,
+        rows,
+        title="paras2s bench",
+        meta=page,
+        players=recipe.players,
+        training=training,
         seed=recipe.seed,
     )
     return summary
 
 
-def scored(
-    name: str, mode: str, answers: Sequence[Answer], judge: Judge, world: World, seed: int, folder: Path
-) -> list[Scored]:
+def scored(name: str, mode: str, answers: Sequence[Answer], judge: Judge, world: World, seed: int, folder: Path) -> list[Scored]:
     """One row an answer: the judge's score, and the truth's."""
     asked = hear_queries(judge, [a.query for a in answers])
     said = judge.hear([a.wave for a in answers], "answer")
@@ -67,13 +77,33 @@ def scored(
 
 
 def _scored(
-    name: str, mode: str, answer: Answer, asked: Utterance, said: Utterance, verdict: Verdict, truth: float, seed: int, folder: Path
+    name: str,
+    mode: str,
+    answer: Answer,
+    asked: Utterance,
+    said: Utterance,
+    verdict: Verdict,
+    truth: float,
+    seed: int,
+    folder: Path,
 ) -> Scored:
     query: Spoken = answer.query
     return Scored(
-        system=name, mode=mode, query=query.id, text=query.row["sentence"], dimension=query.row["dimension"], style=query.row["style"],
-        seed=seed, score=verdict.score, truth=truth, heard_text=said.heard.text, written_text=answer.written, tone_in=asked.words,
-        tone_out=said.words, reason=verdict.reason, query_audio=query.path,
+        system=name,
+        mode=mode,
+        query=query.id,
+        text=query.row["sentence"],
+        dimension=query.row["dimension"],
+        style=query.row["style"],
+        seed=seed,
+        score=verdict.score,
+        truth=truth,
+        heard_text=said.heard.text,
+        written_text=answer.written,
+        tone_in=asked.words,
+        tone_out=said.words,
+        reason=verdict.reason,
+        query_audio=query.path,
         answer_audio=saved(answer, folder, f"{name}.{mode.replace('=', '')}"),
     )
 

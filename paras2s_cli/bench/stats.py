@@ -179,14 +179,10 @@ class _Bootstrap:
         if not rows:
             return None
         texts, seeds = [r.text for r in rows], [r.seed for r in rows]
-        return cluster_bootstrap(
-            values, texts, seeds=seeds, draws=self.draws, seed=self.seed, level=self.level
-        )
+        return cluster_bootstrap(values, texts, seeds=seeds, draws=self.draws, seed=self.seed, level=self.level)
 
 
-def _system(
-    name: str, mode: str, rows: list[Scored], dimensions: tuple[str, ...], boot: _Bootstrap
-) -> SystemSummary:
+def _system(name: str, mode: str, rows: list[Scored], dimensions: tuple[str, ...], boot: _Bootstrap) -> SystemSummary:
     parts = {part: _part(rows, part) for part in (ALL, *dimensions)}
     written = [row for row in rows if row.written_text is not None]
     errors = [word_errors(row.written_text or "", row.heard_text) for row in written]

@@ -28,9 +28,7 @@ def cache_root() -> Path:
     try:
         return Path.home() / ".cache" / "paras2s"
     except RuntimeError:
-        raise UsageError(
-            "there is no home folder to keep a cache in; set PARAS2S_CACHE to a folder"
-        ) from None
+        raise UsageError("there is no home folder to keep a cache in; set PARAS2S_CACHE to a folder") from None
 
 
 def content_key(*parts: Any) -> str:
@@ -83,9 +81,7 @@ def publish_folder(final: Path, *, replace: bool = False, sync: bool = True) -> 
             _take_name(temp, final, replace)
             if sync:
                 _fsync(final.parent)
-    except (
-        OSError
-    ) as error:  # of the block: a full disk is the user's to mend, another error its own to explain
+    except OSError as error:  # of the block: a full disk is the user's to mend, another error its own to explain
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise cannot_write(final, error) from error
         raise

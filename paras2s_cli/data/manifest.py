@@ -35,9 +35,7 @@ def read_rows(path: Path | str, model: type[AnyRow], *, allow_outside: bool = Fa
     return (row for _, row in rows if not isinstance(row, _Fault))
 
 
-def read_rows_leniently(
-    path: Path | str, model: type[AnyRow], *, allow_outside: bool = False
-) -> Iterator[AnyRow | BadRow]:
+def read_rows_leniently(path: Path | str, model: type[AnyRow], *, allow_outside: bool = False) -> Iterator[AnyRow | BadRow]:
     """Like `read_rows`, but a line whose values do not fit (a text that is a list, ...) becomes a BadRow in
     its place.
 
@@ -46,9 +44,7 @@ def read_rows_leniently(
     """
     rows = list(_parse(path, model, allow_outside))
     _raise_all([f"{_name(path)}:{line}: {what}" for line, what, structural, _ in _faults(rows) if structural])
-    return (
-        BadRow(line, row.id, "bad-row", row.what) if isinstance(row, _Fault) else row for line, row in rows
-    )
+    return (BadRow(line, row.id, "bad-row", row.what) if isinstance(row, _Fault) else row for line, row in rows)
 
 
 def row_line(row: BaseModel | Mapping[str, Any], folder: Path | None = None) -> bytes:
@@ -164,9 +160,7 @@ class _Fault:
         self.what, self.structural, self.id = what, structural, id
 
 
-def _parse(
-    path: Path | str, model: type[AnyRow], allow_outside: bool
-) -> Iterator[tuple[int, AnyRow | _Fault]]:
+def _parse(path: Path | str, model: type[AnyRow], allow_outside: bool) -> Iterator[tuple[int, AnyRow | _Fault]]:
     stdin = str(path) == "-"
     data = sys.stdin.buffer.read() if stdin else _read_bytes(Path(path))
     folder = Folder(Path.cwd() if stdin else Path(path).parent, allow_outside)
@@ -181,9 +175,7 @@ def _parse_line(line: bytes, model: type[AnyRow], folder: Folder) -> AnyRow | _F
     except UnicodeDecodeError as error:
         return _Fault(f"not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8", True)
     except (ValueError, RecursionError) as error:
-        return _Fault(
-            f"not JSON ({getattr(error, 'msg', None) or error}); write one JSON object a line", True
-        )
+        return _Fault(f"not JSON ({getattr(error, 'msg', None) or error}); write one JSON object a line", True)
     if not isinstance(row, dict):
         return _Fault("not a JSON object; write one {...} a line", True)
     name = str(row["id"]) if isinstance(row.get("id"), str | int) else None

@@ -37,11 +37,7 @@ def from_messages(row: dict[str, Any], model: type[Row]) -> dict[str, Any]:
 def _turns(row: dict[str, Any]) -> list[tuple[str, str | None, str]]:
     """(role, last audio or None, text) a message."""
     messages, audios = row["messages"], row.get("audios", [])
-    if (
-        not isinstance(messages, list)
-        or not isinstance(audios, list)
-        or not all(isinstance(a, str) for a in audios)
-    ):
+    if not isinstance(messages, list) or not isinstance(audios, list) or not all(isinstance(a, str) for a in audios):
         raise ValueError('"messages" must be a list of turns and "audios" a list of paths')
     left = iter(audios)
     turns: list[tuple[str, str | None, str]] = []

@@ -34,9 +34,7 @@ class Folder:
         try:
             full = (root / audio).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL in the name
-            raise PydanticCustomError(
-                "bad_path", "{path} is not a usable path", {"path": repr(str(audio))}
-            ) from error
+            raise PydanticCustomError("bad_path", "{path} is not a usable path", {"path": repr(str(audio))}) from error
         if not self.allow_outside and not full.is_relative_to(root):
             raise PydanticCustomError(
                 "outside",

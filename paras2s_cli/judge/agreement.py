@@ -3,11 +3,14 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from paras2s_cli.bench.stats import Interval, correlation, spearman
 from paras2s_cli.errors import UsageError
 
 
@@ -22,9 +25,6 @@ class Agreement:
     """Pairs that people scored and the judge could not."""
     unmatched: int
     """Pairs that people scored and that the judge was not given."""
-
-    def __len__(self) -> int:
-        return len(self.judge)
 
 
 def match_humans(scores: Sequence[Mapping[str, Any]], humans: Path) -> Agreement:
@@ -46,7 +46,7 @@ def match_humans(scores: Sequence[Mapping[str, Any]], humans: Path) -> Agreement
     both = [(judged[name], given) for name, given in by_pair.items() if name in judged]
     if not both:
         raise UsageError(f"{humans}: no {' and '.join(key)} is one of the scores; they must be spelled alike")
-    kept = [(row, given) for row, given in both if row["score"] is not None]
+    kept = [(row, given) for row, given in both if row.get("score") is not None]
     return Agreement(
         judge=[float(row["score"]) for row, _ in kept],
         human=[math.fsum(given) / len(given) for _, given in kept],
@@ -54,6 +54,42 @@ def match_humans(scores: Sequence[Mapping[str, Any]], humans: Path) -> Agreement
         unscored=len(both) - len(kept),
         unmatched=len(by_pair) - len(both),
     )
+
+
+def correlate(found: Agreement, *, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Pearson's and Spearman's correlation with 95 % intervals (None where undefined), and the counts."""
+    pearson = correlation(found.judge, found.human, found.queries, draws=draws, seed=seed)
+    ranks = rank_correlation(found, draws=draws, seed=seed)
+    return {
+        "pearson": asdict(pearson) if pearson else None,
+        "spearman": asdict(ranks) if ranks else None,
+        "pairs": len(found.judge),
+        "queries": len(set(found.queries)),
+        "unscored": found.unscored,
+        "unmatched": found.unmatched,
+    }
+
+
+def rank_correlation(found: Agreement, *, draws: int, seed: int, level: float = 0.95) -> Interval | None:
+    """Spearman's with its percentile interval: whole queries are drawn, and ranked anew in every draw."""
+    estimate = spearman(found.judge, found.human)
+    if estimate is None:
+        return None
+    judge, human = np.asarray(found.judge), np.asarray(found.human)
+    groups = [np.flatnonzero(np.asarray(found.queries) == query) for query in dict.fromkeys(found.queries)]
+    if len(groups) < 2:
+        return Interval(estimate, None, None, len(judge), len(groups))
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(draws):
+        rows = np.concatenate([groups[index] for index in rng.integers(len(groups), size=len(groups))])
+        drawn.append(spearman(judge[rows], human[rows]))
+    defined = [value for value in drawn if value is not None]
+    tail = 50.0 * (1.0 - level)
+    if not defined:
+        return Interval(estimate, None, None, len(judge), len(groups))
+    low, high = np.percentile(defined, [tail, 100.0 - tail])
+    return Interval(estimate, float(low), float(high), len(judge), len(groups))
 
 
 def _read_humans(path: Path) -> tuple[tuple[str, ...], dict[tuple[str, ...], list[float]]]:

@@ -25,14 +25,23 @@ def mask_of(lengths: Tensor, width: int) -> Tensor:
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """SpecAugment (Park et al. 2019) on [B, F, SIZE], and a shift of pitch and level: what differs between speakers and microphones."""
+    """Makes one speaker and microphone into another, and hides a part (SpecAugment, Park et al. 2019): x [B, F, SIZE], same shape back.
+
+    Bands move by up to one and change in level, pitch moves by a semitone or so, a few bands and frames are hidden.
+    """
     b, f, size = x.shape
+    bands = size - 4
     x = x.clone()
-    x[:, :, : size - 4] += 0.08 * torch.randn(b, 1, size - 4, generator=generator)
-    bands = torch.arange(size)[None, :]
-    low = torch.randint(0, size - 4, (b, 1), generator=generator)
+    move = 2 * torch.rand(b, 1, 1, generator=generator) - 1
+    mel = x[:, :, :bands]
+    up, down = torch.cat([mel[:, :, 1:], mel[:, :, -1:]], 2), torch.cat([mel[:, :, :1], mel[:, :, :-1]], 2)
+    x[:, :, :bands] = torch.lerp(mel, torch.where(move > 0, up, down), move.abs())
+    x[:, :, :bands] += 0.08 * torch.randn(b, 1, bands, generator=generator)
+    x[:, :, bands] += 0.2 * torch.randn(b, 1, generator=generator)
+    column = torch.arange(size)[None, :]
+    low = torch.randint(0, bands, (b, 1), generator=generator)
     wide = torch.randint(0, 7, (b, 1), generator=generator)
-    x = x.masked_fill(((bands >= low) & (bands < low + wide))[:, None, :], 0.0)
+    x = x.masked_fill(((column >= low) & (column < low + wide) & (column < bands))[:, None, :], 0.0)
     frames = torch.arange(f)[None, :]
     start = torch.randint(0, f, (b, 1), generator=generator)
     long = torch.randint(0, 9, (b, 1), generator=generator)
@@ -70,21 +79,18 @@ class Transcriber(nn.Module):
         return self.out(self.norm(y)).float().log_softmax(-1)
 
 
-class Describer(nn.Module):
-    """Tone, age and sex from features. It is never told words."""
+class Pooled(nn.Module):
+    """Convolutions over features, and what learned attention, mean and deviation make of them: one vector an utterance."""
 
-    def __init__(self, tones: int, width: int = 96) -> None:
+    def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.enter = nn.Conv1d(SIZE, width, 5, padding=2)
         self.blocks = nn.ModuleList(_Conv(width, dilation) for dilation in (1, 2, 4))
         self.look = nn.Linear(width, 4)
-        self.hidden = nn.Linear(width * 6 + 1, 128)
-        self.tone = nn.Linear(128, tones)
-        self.age = nn.Linear(128, 2)
-        self.sex = nn.Linear(128, 2)
+        self.out = nn.Linear(width * 6 + 1, out)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, F, SIZE] -> logits of tones [B, tones], ages [B, 2] (adult, child), sexes [B, 2] (male, female)."""
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """[B, F, SIZE] -> [B, out]."""
         mask = mask_of(lengths, x.shape[1])
         y = F.gelu(self.enter((x * mask[..., None]).transpose(1, 2))).transpose(1, 2)
         for block in self.blocks:
@@ -95,7 +101,22 @@ class Describer(nn.Module):
         mean = (y.float() * inside).sum(1) / inside.sum(1)
         spread = ((y.float() - mean[:, None]).square() * inside).sum(1).div(inside.sum(1)).add(1e-5).sqrt()
         seconds = lengths[:, None].float() / 100
-        h = F.gelu(self.hidden(torch.cat([looks, mean, spread, seconds], 1)))
+        return self.out(torch.cat([looks, mean, spread, seconds], 1))
+
+
+class Describer(nn.Module):
+    """Tone, age and sex from features. It is never told words."""
+
+    def __init__(self, tones: int, width: int = 96) -> None:
+        super().__init__()
+        self.pooled = Pooled(width, 128)
+        self.tone = nn.Linear(128, tones)
+        self.age = nn.Linear(128, 2)
+        self.sex = nn.Linear(128, 2)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, F, SIZE] -> logits of tones [B, tones], ages [B, 2] (adult, child), sexes [B, 2] (male, female)."""
+        h = F.gelu(self.pooled(x, lengths))
         return self.tone(h), self.age(h), self.sex(h)
 
 

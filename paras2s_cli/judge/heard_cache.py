@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 
 from paras2s_cli.data.cache import cache_root, content_key
 from paras2s_cli.judge.stages import Heard, Toned, Utterance

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paras2s_cli.audio.features import HOP, SIZE, features
+from paras2s_cli.audio.workers import map_in_workers
 from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, pad, spell
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 
@@ -61,8 +61,7 @@ class SmallListener:
 
     def listen(self, waves: Sequence[np.ndarray], role: str) -> list[Utterance]:
         """See `judge.stages.Listener`."""
-        with ThreadPoolExecutor(self.workers) as pool:
-            tables = [t[:_LONGEST] for t in pool.map(features, [w[: _LONGEST * HOP] for w in waves])]
+        tables = [t[:_LONGEST] for t in map_in_workers(features, [w[: _LONGEST * HOP] for w in waves], self.workers)]
         return self.listen_features(tables, [nothing_in(w, t) for w, t in zip(waves, tables, strict=True)], role)
 
     @torch.no_grad()
@@ -70,7 +69,7 @@ class SmallListener:
         """The same from features [F, SIZE] each; `nothings` says why an utterance holds no speech, or nothing."""
         x, lengths = pad(tables)
         logprobs = self.transcriber(x, lengths)
-        toned = self._describe(x, lengths)
+        toned = self._describe(x, lengths, role)
         heard = [
             Heard("", False, False, nothing) if nothing else self._transcribe(row[:length], role)
             for row, length, nothing in zip(logprobs, lengths.tolist(), nothings, strict=True)
@@ -89,18 +88,19 @@ class SmallListener:
             return Heard(self._texts()[role][best], True, fit=fit)
         return Heard(greedy(logprobs), False, fit=min(fit, 1e3))
 
-    def _describe(self, x: Tensor, lengths: Tensor) -> list[Toned]:
+    def _describe(self, x: Tensor, lengths: Tensor, role: str) -> list[Toned]:
         tones, ages, sexes = self.describer(x, lengths)
         cut = len(self.knowledge.query_tones)
-        found = []
         # A role's tones compete among themselves: nobody asks whether a query sounds like an assistant.
-        for tone, age, sex in zip(tones, ages.softmax(-1), sexes.softmax(-1), strict=True):
-            named = dict(zip(self.knowledge.query_tones, tone[:cut].softmax(-1).tolist(), strict=True))
-            named |= dict(zip(self.knowledge.answer_tones, tone[cut:].softmax(-1).tolist(), strict=True))
-            found.append(Toned(
-                named, dict(zip(("adult", "child"), age.tolist(), strict=True)), dict(zip(("male", "female"), sex.tolist(), strict=True))
-            ))
-        return found
+        names, tones = (self.knowledge.query_tones, tones[:, :cut]) if role == "query" else (self.knowledge.answer_tones, tones[:, cut:])
+        return [
+            Toned(
+                dict(zip(names, tone.tolist(), strict=True)),
+                dict(zip(("adult", "child"), age.tolist(), strict=True)),
+                dict(zip(("male", "female"), sex.tolist(), strict=True)),
+            )
+            for tone, age, sex in zip(tones.softmax(-1), ages.softmax(-1), sexes.softmax(-1), strict=True)
+        ]
 
 
 def greedy(logprobs: Tensor) -> str:

@@ -27,9 +27,7 @@ class Judge:
         """Which backends judge, for the rows."""
         return {"listener": self.listener.name, "scorer": self.scorer.name}
 
-    def hear(
-        self, waves: Sequence[np.ndarray], role: str, progress: Callable[[int], None] | None = None
-    ) -> list[Utterance]:
+    def hear(self, waves: Sequence[np.ndarray], role: str, progress: Callable[[int], None] | None = None) -> list[Utterance]:
         """Stages one and two.
 
         Args:

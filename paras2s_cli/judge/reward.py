@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paras2s_cli.judge.ears import Pooled, pad
 from paras2s_cli.models.prompt import spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 
@@ -25,7 +26,13 @@ class Tower(nn.Module):
     def __init__(self, model: SpeechLM, width: int, words: int, tones: int) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(model)
-        del self.trunk.lm_head, self.trunk.mimo_output, self.trunk.model.mimo_layers, self.trunk.model.mimo_norm, self.trunk.model.norm
+        del (
+            self.trunk.lm_head,
+            self.trunk.mimo_output,
+            self.trunk.model.mimo_layers,
+            self.trunk.model.mimo_norm,
+            self.trunk.model.norm,
+        )
         self.trunk.model.layers = self.trunk.model.layers[: model.config.shared_layers]
         size = model.config.hidden_size
         self.norm = nn.RMSNorm(size)
@@ -53,14 +60,15 @@ class RewardModel(nn.Module):
     def __init__(self, model: SpeechLM, words: int, tones: int, width: int = 256) -> None:
         super().__init__()
         self.query, self.answer = Tower(model, width, words, tones), Tower(model, width, words, tones)
+        # The trunk hears words twelve times a second; a tone is told from finer and longer movements.
+        self.manner = Pooled(128, width)
         self.meet = nn.Linear(3 * width, width)
         self.digit = nn.Linear(width, DIGITS)
-        self.words, self.tones = words, tones
 
     def queries(self, tables: Sequence[np.ndarray]) -> Tensor:
         """Features [F, SIZE] a query -> [Q, width]."""
         lm = self.query.trunk
-        return self.query(spoken_queries(tables, lm.config, lm.specials))
+        return self.query(spoken_queries(tables, lm.config, lm.specials)) + self.manner(*pad(tables))
 
     def answers(self, codes: Sequence[np.ndarray]) -> Tensor:
         """Audio codes [N] an answer -> [A, width]."""
@@ -78,7 +86,7 @@ class RewardModel(nn.Module):
     def digits(self, queries: Tensor, answers: Tensor) -> Tensor:
         """Logits of the digits 1..5: [..., width] twice, broadcast -> [..., 5]."""
         queries, answers = torch.broadcast_tensors(queries, answers)
-        joint = F.gelu(torch.cat([queries, answers, queries * answers], -1))
+        joint = F.dropout(F.gelu(torch.cat([queries, answers, queries * answers], -1)), 0.2, self.training)
         return self.digit(F.gelu(self.meet(joint))).float()
 
     def expected(self, logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paras2s_cli.data.atomic import cannot_write, writing
+from paras2s_cli.data.rows import Judgement
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.stream import identity
 
@@ -34,14 +35,12 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line) if line.strip() else None
-            if row is not None and not {"query", "score", "judge"} <= set(row):
-                raise ValueError
+            if row is not None:
+                Judgement.model_validate(row)
         except (ValueError, TypeError, RecursionError):
             if number == len(lines) and not _is_object(line):
                 break
-            raise UsageError(
-                f"{path}:{number}: not a judgement; name a file that `paras2s judge` wrote, or another one"
-            ) from None
+            raise UsageError(f"{path}:{number}: not a judgement; name a file that `paras2s judge` wrote, or another one") from None
         if row is not None:
             rows.append(row)
     return rows
@@ -86,8 +85,9 @@ def already_judged(path: Path, scores: Sequence[Row], wanted: Sequence[tuple[Any
 def check_same_judge(path: Path, scores: Sequence[Row], judge: Mapping[str, Any]) -> None:
     """Raises UsageError if another judge has begun the file."""
     for row in scores:
-        if row["judge"] != judge:
-            was = ", ".join(f"{key} {value}" for key, value in dict(row["judge"]).items())
+        was_judge = row.get("judge", {})
+        if was_judge != judge:
+            was = ", ".join(f"{key} {value}" for key, value in was_judge.items()) or "unnamed"
             raise UsageError(f"{path} was begun by another judge ({was}); choose another -o or delete it")
 
 
@@ -95,6 +95,7 @@ def check_same_judge(path: Path, scores: Sequence[Row], judge: Mapping[str, Any]
 def alone(path: Path) -> Iterator[None]:
     """Keeps a second process from appending to the same file. Raises UsageError if one does already."""
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "ab")  # noqa: SIM115 (closed below)
     with file:
         try:
@@ -108,9 +109,11 @@ class Tally:
     """Counts of scores and failures."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self.total, self.scores, self.failures = 0, [0.0][:0], Counter[str]()
+        self.total = 0
+        self.scores: list[float] = []
+        self.failures: Counter[str] = Counter()
         for row in rows:
-            self.add(row["score"], row.get("failure"))
+            self.add(row.get("score"), row.get("failure"))
 
     def add(self, score: float | None, failure: str | None) -> None:
         """One row more."""

@@ -1,7 +1,7 @@
 """Pairs in, judgements out, in the order of the manifest, a window at a time."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def judge_stream(
     closed: bool,
     max_seconds: float,
     batch: int = BATCH,
-) -> Iterator[Judgement]:
+) -> Generator[Judgement, None, None]:
     """Judges what is not `done`, one flag a row. Paths are told relative to `folder` where they lie in it.
 
     What cannot be judged is a row without a score, with its failure and the reason. Windows are `batch` rows.
@@ -38,10 +38,7 @@ def judge_stream(
     for window in decode_ahead(rows, done, batch, max_seconds):
         begun = time.monotonic()
         judged = iter(hear_and_score(judge, cache, _whole(window.rows, window.sounds), closed=closed))
-        found = [
-            None if isinstance(row, BadRow) or _trouble(row, window.sounds) else next(judged)
-            for row in window.rows
-        ]
+        found = [None if isinstance(row, BadRow) or _trouble(row, window.sounds) else next(judged) for row in window.rows]
         seconds = round((time.monotonic() - begun) / len(window.rows), 4)
         for row, heard in zip(window.rows, found, strict=True):
             fields = _names(row, folder) | {"judge": who(judge, closed), "seconds": seconds}
@@ -58,9 +55,7 @@ def hear_and_score(
     judge: Judge, cache: HeardCache, pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, closed: bool
 ) -> list[tuple[Utterance, Utterance, Verdict]]:
     """All three stages on (query, answer) waves; what the cache knows is not listened to."""
-    keys = [
-        utterance_key(wave, role) for pair in pairs for wave, role in zip(pair, ("query", "answer"), strict=True)
-    ]
+    keys = [utterance_key(wave, role) for pair in pairs for wave, role in zip(pair, ("query", "answer"), strict=True)]
     known = cache.fetch(keys)
     # What the windows before have left would grow with the manifest; the cache has it.
     judge.remembered = dict(known)
@@ -77,25 +72,33 @@ def who(judge: Judge, closed: bool) -> dict[str, Any]:
 def told(query: Utterance, answer: Utterance, verdict: Verdict) -> dict[str, Any]:
     """The fields of a Judgement that say what was heard, and the verdict."""
     return {
-        "content_in": query.heard.text,
-        "content_out": answer.heard.text,
-        "tone_in": query.words,
-        "tone_out": answer.words,
+        **_side(query, "in"),
+        **_side(answer, "out"),
         "content_score": verdict.content,
         "style_score": verdict.style,
         "score": verdict.score,
         "failure": verdict.failure,
         "reason": verdict.reason,
-        "tones_in": likeliest(query.toned),
-        "tones_out": likeliest(answer.toned),
     }
 
 
-def likeliest(toned: Toned) -> dict[str, float]:
-    """The SHOWN likeliest tones, the likelier age and sex; rounded."""
-    tones = sorted(toned.tones.items(), key=lambda item: -item[1])[:SHOWN]
-    voice = [max(kind.items(), key=lambda item: item[1]) for kind in (toned.age, toned.sex) if kind]
-    return {name: round(float(value), 3) for name, value in [*tones, *voice]}
+def _side(side: Utterance, where: str) -> dict[str, Any]:
+    """What was said and how; where nobody speaks there is no tone either, whatever the networks make of it."""
+    fields: dict[str, Any] = {"content": side.heard.text, "tone": None, "tones": {}, "voice": {}}
+    if side.heard.speech:
+        fields |= {"tone": side.words, "tones": likeliest(side.toned.tones), "voice": voice(side.toned)}
+    return {f"{name}_{where}": value for name, value in fields.items()}
+
+
+def likeliest(probabilities: Mapping[str, float], shown: int = SHOWN) -> dict[str, float]:
+    """The `shown` likeliest, rounded."""
+    order = sorted(probabilities.items(), key=lambda item: -item[1])
+    return {name: round(float(value), 3) for name, value in order[:shown]}
+
+
+def voice(toned: Toned) -> dict[str, float]:
+    """The likelier age and the likelier sex."""
+    return likeliest(toned.age, 1) | likeliest(toned.sex, 1)
 
 
 def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -54,9 +54,7 @@ def sound_seconds(row: AnyPair) -> float:
     return sum(_seconds(path) for path in (row.query, row.answer)) if isinstance(row, Pair) else 0.0
 
 
-def decode_ahead(
-    rows: Sequence[AnyPair], done: Sequence[bool], batch: int, max_seconds: float
-) -> Iterator[Window]:
+def decode_ahead(rows: Sequence[AnyPair], done: Sequence[bool], batch: int, max_seconds: float) -> Iterator[Window]:
     """The windows of `rows` without those that are `done`, in order; each file of a window is decoded once."""
     pending: deque[tuple[list[AnyPair], dict[Path, Future[Sound]]]] = deque()
     pool = ThreadPoolExecutor(WORKERS, "decode")

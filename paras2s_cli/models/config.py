@@ -68,5 +68,5 @@ class SpeechLMConfig:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
-        except (OSError, json.JSONDecodeError, TypeError, AssertionError) as error:
+        except (OSError, ValueError, TypeError, AssertionError) as error:
             raise UsageError(f"{path}: not the config of a speech LM ({error})") from error

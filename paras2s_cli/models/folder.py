@@ -30,6 +30,7 @@ def load_model(folder: Path) -> tuple[SpeechLM, TextTokenizer]:
     model = SpeechLM(SpeechLMConfig.load(folder / "config.json"), tokenizer.specials)
     try:
         found = load_file(folder / "model.safetensors")
+        found = {name: tensor for name, tensor in found.items() if not name.endswith("rotary_emb.inv_freq")}
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{folder / 'model.safetensors'}: cannot be read ({error})") from error
     wanted = model.state_dict()

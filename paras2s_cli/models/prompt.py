@@ -12,9 +12,7 @@ from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 from paras2s_cli.models.tokenizer import Specials
 
 
-def spoken_queries(
-    frames: Sequence[np.ndarray], config: SpeechLMConfig, specials: Specials, *, answer_in_text: bool = False
-) -> Streams:
+def spoken_queries(frames: Sequence[np.ndarray], config: SpeechLMConfig, specials: Specials, *, answer_in_text: bool = False) -> Streams:
     """Prompts of spoken queries, left-padded.
 
     audio: user_start media_begin c1..cn media_end speech_ctd msg_end assistant_start; text: blank everywhere. A model with its own encoder

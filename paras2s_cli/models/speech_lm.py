@@ -1,6 +1,7 @@
 """The speech LM: one trunk, two branches, two streams (Kimi-Audio's architecture, arXiv 2504.18425, at any size)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +31,15 @@ class Streams:
 
     def repeat(self, group: int) -> "Streams":
         """Every row `group` times, side by side."""
-        return Streams(*(None if t is None else t.repeat_interleave(group, dim=0) for t in (
-            self.audio, self.text, self.valid, self.continuous, self.features)))  # type: ignore[arg-type]
+        return self._each(lambda t: t.repeat_interleave(group, dim=0))
 
     def to(self, device: torch.device | str) -> "Streams":
         """The same on another device."""
-        return Streams(*(None if t is None else t.to(device) for t in (
-            self.audio, self.text, self.valid, self.continuous, self.features)))  # type: ignore[arg-type]
+        return self._each(lambda t: t.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Streams":
+        features = None if self.features is None else change(self.features)
+        return Streams(change(self.audio), change(self.text), change(self.valid), change(self.continuous), features)
 
 
 class Adaptor(nn.Module):
@@ -62,11 +65,14 @@ class Encoder(nn.Module):
         self.down = nn.Conv1d(config.encoder_features, width, 5, stride=2, padding=2)
         self.mix = nn.Conv1d(width, width, 5, stride=2, padding=2)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        # frames: [B, C, 4, F] -> [B, C, width]
+    def forward(self, frames: Tensor, counts: Tensor) -> Tensor:
+        # frames: [B, C, 4, F], zero past the counts [B] of positions that a row has -> [B, C, width]
         b, c, four, f = frames.shape
         x = frames.reshape(b, c * four, f).transpose(1, 2)
-        return F.gelu(self.mix(F.gelu(self.down(x)))).transpose(1, 2)
+        x = F.gelu(self.down(x))
+        # past its end a row is silent to the second convolution too, as it is when it has no padding
+        x = x * (torch.arange(2 * c, device=x.device)[None, None, :] < 2 * counts[:, None, None])
+        return F.gelu(self.mix(x)).transpose(1, 2)
 
 
 class Trunk(nn.Module):
@@ -121,9 +127,9 @@ class SpeechLM(nn.Module):
         """Embeddings [B, T, D] of both streams added; where continuous, (E[audio] + adaptor(features)) * sqrt(2) + E[text]."""
         x = self.model.embed_tokens(streams.audio)
         if streams.features is not None:
-            encoded = self.encoder(streams.features) if self.encoder is not None else streams.features.flatten(2)
-            adapted = self.model.vq_adaptor(encoded)  # [B, C, D]
             counts = streams.continuous.sum(1)
+            encoded = self.encoder(streams.features, counts) if self.encoder is not None else streams.features.flatten(2)
+            adapted = self.model.vq_adaptor(encoded)  # [B, C, D]
             used = torch.arange(adapted.shape[1], device=x.device)[None, :] < counts[:, None]
             spread = torch.zeros_like(x, dtype=adapted.dtype).masked_scatter(streams.continuous[..., None], adapted[used])
             x = torch.where(streams.continuous[..., None], (x + spread) * math.sqrt(2), x)
@@ -144,9 +150,7 @@ class SpeechLM(nn.Module):
             x = layer(x, cos, sin, mask, caches[i] if caches else None)
         return x
 
-    def hidden(
-        self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def hidden(self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None) -> tuple[Tensor, Tensor]:
         """Normed hidden states of both branches.
 
         Args:

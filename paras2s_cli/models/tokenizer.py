@@ -43,7 +43,7 @@ class TextTokenizer:
         if missing:
             raise UsageError(f"the tokenizer has no token {missing[0]}: it is not a speech LM's")
         self.tokenizer = tokenizer
-        self.specials = Specials(**{key: tokenizer.token_to_id(name) for key, name in NAMES.items()})
+        self.specials = Specials(**{key: int(tokenizer.token_to_id(name) or 0) for key, name in NAMES.items()})
         self._special_ids = {tokenizer.token_to_id(name) for name in NAMES.values()}
 
     @classmethod

@@ -1,14 +1,10 @@
 """Renders the pocket world into the cache: wave files, a manifest, features, and the codec fitted on the assistant's voice."""
 
 import importlib.metadata
-import inspect
 import json
 import multiprocessing
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +12,16 @@ import numpy as np
 import soundfile
 from safetensors.numpy import load_file, save_file
 
-from paras2s_cli.data.cache import cache_root, content_key, folder_lock, is_complete, publish_folder
 from paras2s_cli.audio import features
+from paras2s_cli.audio.workers import end_with_parent, single_threaded
+from paras2s_cli.data.cache import cache_root, content_key, folder_lock, is_complete, publish_folder
 from paras2s_cli.data.worlds import Progress, Spoken
-from paras2s_cli.pocket import codec, espeak, plan, render, world
+from paras2s_cli.pocket import codec, espeak, plan, render
 from paras2s_cli.pocket.codec import Codec
 from paras2s_cli.pocket.world import load_world
 
 CODES = 1024
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -46,11 +44,15 @@ class Rendering:
         return [u for u in self.utterances.values() if u.row["purpose"] == "answer"]
 
 
+RENDERER = 1
+"""Version of everything that a rendered sample or its features depend on: a test fails when they change and this does not."""
+
+
 def world_key() -> str:
-    """Changes whenever anything changes that a rendered sample depends on."""
-    sources = [inspect.getsource(module) for module in (codec, espeak, features, plan, render)]
+    """Changes whenever anything changes that a rendered sample depends on; the rules of what fits what do not count."""
+    content = load_world().model_dump(exclude={"fits", "overall"})
     versions = [importlib.metadata.version(name) for name in ("espeakng-loader", "pyworld-prebuilt", "soxr")]
-    return content_key(world.source(), sources, versions, CODES)
+    return content_key(RENDERER, content, versions, CODES)
 
 
 def load_rendering(workers: int, progress: Progress | None = None) -> Rendering:
@@ -82,7 +84,8 @@ def _render_all(folder: Path, workers: int, progress: Progress | None) -> None:
         groups[utterance.text, utterance.voice.variant].append(utterance)
     tables: dict[str, np.ndarray] = {}
     blocks: dict[str, np.ndarray] = {}
-    with workers_of(workers, _start_worker) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with single_threaded(), ProcessPoolExecutor(workers, spawn, _start_worker) as pool:
         for found in pool.map(_render_group, groups.values(), [folder / "audio"] * len(groups), chunksize=4):
             for name, table, block in found:
                 tables[name] = table
@@ -103,30 +106,22 @@ def _render_all(folder: Path, workers: int, progress: Progress | None) -> None:
 def _row(utterance: plan.Utterance) -> dict:
     here = load_world()
     sentence = {s.name: s for s in here.sentences()}.get(utterance.sentence)
-    row = {
-        "id": utterance.id, "audio": f"audio/{utterance.id}.wav", "text": utterance.text, "style": utterance.style,
-        "speaker": utterance.speaker, "split": utterance.split, "purpose": utterance.purpose, "sentence": utterance.sentence,
-        "tone": utterance.tone, "age": "child" if utterance.child else "adult", "sex": utterance.voice.sex,
+    row: dict[str, str | None] = {
+        "id": utterance.id,
+        "audio": f"audio/{utterance.id}.wav",
+        "text": utterance.text,
+        "style": utterance.style,
+        "speaker": utterance.speaker,
+        "split": utterance.split,
+        "purpose": utterance.purpose,
+        "sentence": utterance.sentence,
+        "tone": utterance.tone,
+        "age": "child" if utterance.child else "adult",
+        "sex": utterance.voice.sex,
     }
     if utterance.purpose == "query" and sentence:
-        requirement = here.fits[utterance.style].requirement
-        row |= {"dimension": sentence.dimension, "contrast": utterance.contrast, "requirement": requirement}
+        row |= {"dimension": sentence.dimension, "contrast": utterance.contrast}
     return row
-
-
-@contextmanager
-def workers_of(count: int, initializer: Callable[[], None] | None = None) -> Iterator[ProcessPoolExecutor]:
-    """Processes for work that is numpy and WORLD: one thread each, for threads of several processes that wait for one another by
-    spinning take twice the time on two cores."""
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer) as pool:
-            yield pool
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 _speaker: espeak.Espeak
@@ -135,6 +130,7 @@ _speaker: espeak.Espeak
 def _start_worker() -> None:
     """Every worker keeps one espeak helper; it ends when the worker's pipes close."""
     global _speaker
+    end_with_parent()
     _speaker = espeak.Espeak().__enter__()
 
 
@@ -156,10 +152,12 @@ def _render_group(group: list[plan.Utterance], folder: Path) -> list[tuple[str, 
 def _read(folder: Path) -> Rendering:
     tables = load_file(folder / "features.safetensors")
     codes = load_file(folder / "codes.safetensors")
-    utterances = {}
+    utterances, fits = {}, load_world().fits
     with open(folder / "manifest.jsonl", encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
             name = row["id"]
+            if row["purpose"] == "query":
+                row["requirement"] = fits[row["style"]].requirement
             utterances[name] = Spoken(row, folder / row["audio"], tables[name].astype(np.float32), codes.get(name))
     return Rendering(folder, utterances, Codec.load(folder / "codec.safetensors"))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyworld
-import torch
 from safetensors.numpy import load_file, save_file
 
 from paras2s_cli.pocket.render import CEILING_HZ, FLOOR_HZ, FRAME_MS, RATE, synthesise
@@ -18,14 +17,15 @@ BLOCK = 8
 """WORLD frames a code: 80 ms, 1280 samples."""
 _POINTS = 32
 _BINS = pyworld.get_cheaptrick_fft_size(RATE, FLOOR_HZ) // 2 + 1
+_SPOKEN_BINS = 257
+"""Bins of the spectra that are synthesised: enough above 94 Hz, where the assistant speaks, and twice as fast."""
 _MELODY_WEIGHT, _VOICING_WEIGHT = 6.0, 1.5
 
 
 @cache
-def _up() -> np.ndarray:
-    """Linear interpolation from mel-spaced points to the bins of a spectrum: [_POINTS, _BINS]. pyworld's own mel cepstra do the same
-    at thirty times the cost."""
-    mel = np.log1p(np.linspace(0, RATE / 2, _BINS) / 700)
+def _up(bins: int) -> np.ndarray:
+    """Linear interpolation from mel-spaced points to the bins of a spectrum: [_POINTS, bins]."""
+    mel = np.log1p(np.linspace(0, RATE / 2, bins) / 700)
     points = np.linspace(mel[0], mel[-1], _POINTS)
     return np.maximum(0, 1 - np.abs(mel[None, :] - points[:, None]) / (points[1] - points[0]))
 
@@ -33,7 +33,8 @@ def _up() -> np.ndarray:
 @cache
 def _down() -> np.ndarray:
     """The mean of a spectrum around each point: [_BINS, _POINTS]."""
-    return (_up() / _up().sum(1, keepdims=True)).T
+    up = _up(_BINS)
+    return (up / up.sum(1, keepdims=True)).T
 
 
 def parameters(wave: np.ndarray) -> np.ndarray:
@@ -43,7 +44,8 @@ def parameters(wave: np.ndarray) -> np.ndarray:
         wave: [T] float64 at 16 kHz.
 
     Returns:
-        [ceil(T / 1280), BLOCK, 34] float32: log power of the envelope at 32 mel-spaced points, log2 of F0 (interpolated through unvoiced frames), voicing.
+        [ceil(T / 1280), BLOCK, 34] float32: log power of the envelope at 32 mel-spaced points, log2 of F0 (interpolated through
+        unvoiced frames), voicing.
     """
     wave = np.pad(wave, (0, -len(wave) % (BLOCK * RATE // 100)))
     f0, times = pyworld.dio(wave, RATE, f0_floor=FLOOR_HZ, f0_ceil=CEILING_HZ, frame_period=FRAME_MS)
@@ -63,7 +65,6 @@ class Codec:
 
     def __init__(self, codebook: np.ndarray) -> None:
         self.codebook = codebook
-        self._points = torch.from_numpy(_weighted(codebook))
 
     @property
     def size(self) -> int:
@@ -73,6 +74,8 @@ class Codec:
     @classmethod
     def fit(cls, blocks: np.ndarray, size: int, *, seed: int, rounds: int = 25) -> "Codec":
         """k-means (Lloyd) on blocks [N, BLOCK, 34]; empty clusters are put on the worst served blocks."""
+        import torch  # here: processes that only decode start without it
+
         points = torch.from_numpy(_weighted(blocks))
         generator = torch.Generator().manual_seed(seed)
         centres = points[torch.randperm(len(points), generator=generator)[:size]].clone()
@@ -83,15 +86,18 @@ class Codec:
             centres = sums / count.clamp(min=1)[:, None]
             empty = (count == 0).nonzero()[:, 0]
             centres[empty] = points[distance.topk(len(empty)).indices]
-        nearest = torch.cdist(points, centres).argmin(1).numpy()
-        count = np.bincount(nearest, minlength=size)
+        served = torch.cdist(points, centres).argmin(1).numpy()
+        members = np.bincount(served, minlength=size)
         book = np.zeros((size, *blocks.shape[1:]), dtype=np.float64)
-        np.add.at(book, nearest, blocks)
-        return cls((book[count > 0] / count[count > 0][:, None, None]).astype(np.float32))
+        np.add.at(book, served, blocks)
+        return cls((book[members > 0] / members[members > 0][:, None, None]).astype(np.float32))
 
     def encode(self, blocks: np.ndarray) -> np.ndarray:
         """Nearest codes of blocks [N, BLOCK, 34]: int64 [N]."""
-        return torch.cdist(torch.from_numpy(_weighted(blocks)), self._points).argmin(1).numpy()
+        import torch
+
+        points = torch.from_numpy(_weighted(blocks)), torch.from_numpy(_weighted(self.codebook))
+        return np.asarray(torch.cdist(*points).argmin(1))
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """The waveform of codes [N]: float32 [N * 1280] in -1..1 at 16 kHz. No codes give no samples."""
@@ -102,7 +108,7 @@ class Codec:
         padded = np.pad(table, ((1, 1), (0, 0)), mode="edge")
         smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
         f0 = np.where(table[:, -1] > 0.5, 2 ** smooth[:, -2], 0.0)
-        wave = synthesise(f0, smooth[:, :_POINTS] @ _up(), FRAME_MS, 0.1)[: len(codes) * BLOCK * RATE // 100]
+        wave = synthesise(f0, smooth[:, :_POINTS] @ _up(_SPOKEN_BINS), FRAME_MS, 0.1)[: len(codes) * BLOCK * RATE // 100]
         return np.clip(wave, -1, 1).astype(np.float32)
 
     def save(self, path: Path) -> None:
@@ -121,3 +127,11 @@ def _weighted(blocks: np.ndarray) -> np.ndarray:
     return scaled.reshape(len(blocks), -1)
 
 
+@cache
+def _codec_of(path: str) -> Codec:
+    return Codec.load(Path(path))
+
+
+def decode_from(path: str, codes: np.ndarray) -> np.ndarray:
+    """`Codec.decode` by the codec in a file, which a process reads once."""
+    return _codec_of(path).decode(codes)

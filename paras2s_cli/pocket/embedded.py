@@ -1,14 +1,15 @@
 """The pocket world as the rest of the package sees it (`data.worlds.World`)."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
+from paras2s_cli.audio.workers import map_in_workers
 from paras2s_cli.data.worlds import Progress, Spoken
 from paras2s_cli.judge.ears import spell
 from paras2s_cli.pocket.build import Rendering, is_rendered, load_rendering, world_key
+from paras2s_cli.pocket.codec import decode_from
 from paras2s_cli.pocket.rubric import RubricScorer, fit, index
 from paras2s_cli.pocket.world import Sentence, load_world
 
@@ -61,7 +62,9 @@ class PocketWorld:
             return self._answers["note", self.rules.topics[0], "calm"]
         kinds = list(self.rules.answers)
         # Both styles are as likely to a reader: the answer with the best mean grade over the two.
-        mean = [np.mean([self._grade(style, asked.topic, self._answers[k, asked.topic, "calm"]) for style in asked.contrast]) for k in kinds]
+        mean = [
+            np.mean([self._grade(style, asked.topic, self._answers[k, asked.topic, "calm"]) for style in asked.contrast]) for k in kinds
+        ]
         return self._answers[kinds[int(np.argmax(mean))], asked.topic, "calm"]
 
     def random_answer(self, query: Spoken, rng: np.random.Generator, *, same_topic: bool = True) -> Spoken:
@@ -81,16 +84,12 @@ class PocketWorld:
         return candidates[best] if shares[best] <= GARBLED else None
 
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        # WORLD's synthesis runs outside of Python's lock.
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self.codec.decode, codes))
+        return map_in_workers(partial(decode_from, str(self.rendering.folder / "codec.safetensors")), codes, self.workers)
 
     @cached_property
     def _answers(self) -> dict[tuple[str, str, str], Spoken]:
         texts = {a.name: a for a in self.rules.answer_texts()}
-        return {
-            (texts[u.row["sentence"]].kind, texts[u.row["sentence"]].topic, u.row["tone"]): u for u in self.rendering.answers()
-        }
+        return {(texts[u.row["sentence"]].kind, texts[u.row["sentence"]].topic, u.row["tone"]): u for u in self.rendering.answers()}
 
     @cached_property
     def _best(self) -> dict[tuple[str, str], list[Spoken]]:

@@ -40,10 +40,14 @@ def spoken_style(world: World, tone: str, child: bool) -> Style:
     if not child:
         return style
     young = world.styles["child"]
-    return style.model_copy(update={
-        "pitch": style.pitch + young.pitch, "rate": style.rate * young.rate, "range": style.range * young.range,
-        "formants": young.formants,
-    })
+    return style.model_copy(
+        update={
+            "pitch": style.pitch + young.pitch,
+            "rate": style.rate * young.rate,
+            "range": style.range * young.range,
+            "formants": young.formants,
+        }
+    )
 
 
 def queries(world: World) -> list[Utterance]:
@@ -73,10 +77,21 @@ def polytone(world: World) -> list[Utterance]:
         for tone in tones:
             name, voice = speakers[order[rng.integers(4)]]
             child = bool(tones is not world.tones and rng.random() < 0.2)
-            found.append(Utterance(
-                id=f"polytone.{sentence}.{tone}", text=text, voice=voice, speaker=name, style=tone, tone=tone, child=child,
-                varies=True, split="train", purpose="polytone", sentence=sentence,
-            ))
+            found.append(
+                Utterance(
+                    id=f"polytone.{sentence}.{tone}",
+                    text=text,
+                    voice=voice,
+                    speaker=name,
+                    style=tone,
+                    tone=tone,
+                    child=child,
+                    varies=True,
+                    split="train",
+                    purpose="polytone",
+                    sentence=sentence,
+                )
+            )
     return found
 
 
@@ -84,8 +99,17 @@ def answers(world: World) -> list[Utterance]:
     """Every answer text in every tone of the assistant, which never strays: the topline's voice and the codec's."""
     return [
         Utterance(
-            id=f"answer.{answer.name}.{tone}", text=answer.text, voice=world.assistant, speaker="assistant", style=tone, tone=tone,
-            child=False, varies=False, split="train", purpose="answer", sentence=answer.name,
+            id=f"answer.{answer.name}.{tone}",
+            text=answer.text,
+            voice=world.assistant,
+            speaker="assistant",
+            style=tone,
+            tone=tone,
+            child=False,
+            varies=False,
+            split="train",
+            purpose="answer",
+            sentence=answer.name,
         )
         for answer in world.answer_texts()
         for tone in world.tones
@@ -95,8 +119,17 @@ def answers(world: World) -> list[Utterance]:
 def _query(world: World, sentence: Sentence, style: str, take: int, speaker: str, voice: Voice, twin: str) -> Utterance:
     tone = style if style in world.query_tones() else "neutral"
     return Utterance(
-        id=f"{sentence.name}.{style}.{take}", text=sentence.text, voice=voice, speaker=speaker, style=style, tone=tone,
-        child=style == "child", varies=True, split=sentence.split, purpose="query", sentence=sentence.name,
+        id=f"{sentence.name}.{style}.{take}",
+        text=sentence.text,
+        voice=voice,
+        speaker=speaker,
+        style=style,
+        tone=tone,
+        child=style == "child",
+        varies=True,
+        split=sentence.split,
+        purpose="query",
+        sentence=sentence.name,
         contrast=f"{sentence.name}.{twin}.{take}",
     )
 

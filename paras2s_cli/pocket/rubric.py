@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from paras2s_cli.judge.stages import Heard, Toned, Utterance, Verdict
 from paras2s_cli.judge.ears import spell
+from paras2s_cli.judge.stages import Heard, Toned, Utterance, Verdict
 from paras2s_cli.pocket.world import AnswerText, Sentence, World, load_world
 
 
@@ -63,8 +63,6 @@ def score(query: Heard, query_tone: Toned, answer: Heard, answer_tone: Toned, *,
             return Verdict(1, 1, 1, "The answer cannot be understood.")
         return Verdict(None, None, None, "The rubric does not know what the answer says.", "outside-world")
     return fit(world, style_of(asked, query_tone), asked.topic, said, answer_tone.best(world.tones))
-
-
 
 
 def _round_half_down(x: float) -> int:

@@ -162,8 +162,3 @@ class World(_Part):
 def load_world() -> World:
     """The world that is installed with the package."""
     return World.model_validate(yaml.safe_load(files(__package__).joinpath("world.yaml").read_text(encoding="utf-8")))
-
-
-def source() -> str:
-    """The text of world.yaml, for cache keys."""
-    return files(__package__).joinpath("world.yaml").read_text(encoding="utf-8")

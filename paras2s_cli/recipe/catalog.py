@@ -11,7 +11,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.recipe.source import read_source
 
 # Which command runs a recipe of a kind. The kinds not named here are run by the verb of the same name.
-VERB_OF_KIND = {"polytone": "sft", "distill": "align"}
+VERB_OF_KIND = {"polytone": "sft", "base": "sft", "distill": "align"}
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,7 @@ def recipes_root() -> Path:
 def list_recipes() -> list[RecipeInfo]:
     """All installed recipes, by name."""
     root = recipes_root()
-    return [
-        _info(path, path.relative_to(root).with_suffix("").as_posix())
-        for path in sorted(root.rglob("*.yaml"))
-    ]
+    return [_info(path, path.relative_to(root).with_suffix("").as_posix()) for path in sorted(root.rglob("*.yaml"))]
 
 
 def recipe_names() -> list[str]:
@@ -80,14 +77,10 @@ def find_recipe(name_or_path: str, kind: str | None = None, beside: Path | None 
     family = [name for name in names if name.startswith(f"{name_or_path}/")]
     if family:
         wanted = f" of kind '{kind}'" if kind else ""
-        raise UsageError(
-            f"'{name_or_path}' names several recipes, none{wanted} by itself: {', '.join(family)}"
-        )
+        raise UsageError(f"'{name_or_path}' names several recipes, none{wanted} by itself: {', '.join(family)}")
     families = {name.partition("/")[0] for name in names}
     near = get_close_matches(name_or_path, [*names, *families], n=3)
-    hint = (
-        f"did you mean {' or '.join(near)}?" if near else "`paras2s recipes` lists them; a path ends in .yaml"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else "`paras2s recipes` lists them; a path ends in .yaml"
     raise UsageError(f"no recipe is called '{name_or_path}': {hint}")
 
 
@@ -100,9 +93,7 @@ def copy_recipe(name: str, target: Path) -> Path:
     text = file.read_text()
     path = target / file.path.name if target.is_dir() else target
     if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(
-            f"{path}: a recipe's file name ends in .yaml, so that it is told from a recipe's name"
-        )
+        raise UsageError(f"{path}: a recipe's file name ends in .yaml, so that it is told from a recipe's name")
     try:
         with path.open("x", encoding="utf-8") as copy:
             copy.write(text)
@@ -117,7 +108,5 @@ def _info(path: Path, name: str) -> RecipeInfo:
     source = read_source(path, f"{name}.yaml")
     kind = source.data.get("kind") if isinstance(source.data, dict) else None
     lines = path.read_text(encoding="utf-8").splitlines()
-    summary = next(
-        (line.lstrip("# ").strip() for line in lines if line.startswith("#") and line.strip("# ")), ""
-    )
+    summary = next((line.lstrip("# ").strip() for line in lines if line.startswith("#") and line.strip("# ")), "")
     return RecipeInfo(name, str(kind or "?"), summary, path)

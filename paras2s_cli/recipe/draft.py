@@ -23,9 +23,7 @@ class Draft:
         self.data: dict[str, Any] = {}
         self.places: dict[Key, Place] = {}
         self.problems: list[Problem] = []
-        self.broken: set[Key] = (
-            set()
-        )  # keys whose value could not be loaded: no further word about what is in them
+        self.broken: set[Key] = set()  # keys whose value could not be loaded: no further word about what is in them
 
     @classmethod
     def read(cls, file: RecipeFile, model: type[BaseModel]) -> Draft:
@@ -136,9 +134,7 @@ class Draft:
             return
         self._expand(holder[key[-1]], annotation, key, file.path.parent, (*chain, real))
 
-    def _read_file(
-        self, file: RecipeFile, models: Sequence[type[BaseModel]], key: Key
-    ) -> dict[str, Any] | None:
+    def _read_file(self, file: RecipeFile, models: Sequence[type[BaseModel]], key: Key) -> dict[str, Any] | None:
         """One file's data, its places and problems moved under `key`; None (and broken) if of no use."""
         source = read_source(file.path, file.label)
         self.places.update({(*key, *inner): place for inner, place in source.places.items()})

@@ -25,9 +25,7 @@ def alternatives(annotation: Any) -> list[Any]:
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The pydantic models among the alternatives of an annotation."""
-    return [
-        kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
-    ]
+    return [kind for kind in alternatives(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def recipes_in(annotation: Any) -> list[type[RecipeBase]]:
@@ -73,17 +71,13 @@ def at(model: type[BaseModel], key: Key) -> Any:
 def default_at(model: type[BaseModel], key: Key) -> Any:
     """The default value of the field at `key`, as plain data; None when it has none."""
     owners = models_in(at(model, key[:-1]))
-    field = next(
-        (owner.model_fields[str(key[-1])] for owner in owners if key[-1] in owner.model_fields), None
-    )
+    field = next((owner.model_fields[str(key[-1])] for owner in owners if key[-1] in owner.model_fields), None)
     if field is None or field.is_required():
         return None
     holder = next(owner for owner in owners if key[-1] in owner.model_fields)
     value = field.get_default(call_default_factory=True, validated_data={})
     # Dumped through its model, so that sections inside lists and mappings become plain data too.
-    return holder.model_construct(**{str(key[-1]): value}).model_dump(mode="json", include={str(key[-1])})[
-        str(key[-1])
-    ]
+    return holder.model_construct(**{str(key[-1]): value}).model_dump(mode="json", include={str(key[-1])})[str(key[-1])]
 
 
 def all_keys(annotation: Any, prefix: Key = (), depth: int = 8) -> list[Key]:
@@ -105,9 +99,7 @@ def did_you_mean(model: type[BaseModel], key: Key) -> str:
     if near:
         return f" (did you mean {dotted((*key[:-1], near[0]))}?)"
     elsewhere = all_keys(model)
-    close = get_close_matches(
-        str(key[-1]), list(dict.fromkeys(str(other[-1]) for other in elsewhere)), 1, 0.8
-    )
+    close = get_close_matches(str(key[-1]), list(dict.fromkeys(str(other[-1]) for other in elsewhere)), 1, 0.8)
     if close:
         nearest = min((other for other in elsewhere if other[-1] == close[0]), key=len)
         return f" (did you mean {dotted(nearest)}?)"

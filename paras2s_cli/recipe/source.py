@@ -22,9 +22,7 @@ _PLAIN = (
     ("int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789")),
     (
         "float",
-        re.compile(
-            r"^[-+]?(?:(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.nan)$"
-        ),
+        re.compile(r"^[-+]?(?:(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.nan)$"),
         list("-+.0123456789"),
     ),
 )
@@ -136,9 +134,7 @@ def parse_source(text: str, name: str) -> Source:
         source.problems.append(Problem(Place(name, line), (), what))
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        source.problems.append(
-            Problem(Place(name, line), (), f"a character that YAML does not allow ({error.reason})")
-        )
+        source.problems.append(Problem(Place(name, line), (), f"a character that YAML does not allow ({error.reason})"))
     except RecursionError:
         source.data = None
         source.problems.append(Problem(Place(name, 1), (), "nested too deeply, or an alias within itself"))
@@ -160,9 +156,7 @@ def _plain(loader: _Loader, node: yaml.Node, key: Key, source: Source) -> Any:
                 continue
             here = (*key, key_node.value)
             if key_node.value in result:
-                source.problems.append(
-                    Problem(place, here, f"given twice (first on line {source.places[here].line})")
-                )
+                source.problems.append(Problem(place, here, f"given twice (first on line {source.places[here].line})"))
                 continue
             source.places[here] = place
             result[key_node.value] = _plain(loader, value_node, here, source)

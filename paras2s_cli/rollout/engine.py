@@ -26,9 +26,7 @@ class Rollouts:
 
 
 @torch.no_grad()
-def rollout(
-    model: SpeechLM, prompts: Streams, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int
-) -> Rollouts:
+def rollout(model: SpeechLM, prompts: Streams, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
     """Samples `group` answers to each of P prompts.
 
     Args:
@@ -59,9 +57,7 @@ def rollout(
     speaking = torch.ones(rows, dtype=torch.bool, device=device)
     steps = limit
     for step in range(limit):
-        columns, logprobs = draw(
-            model.text_logits(text_hidden[:, 0]), uniforms(seed, row_ids, step, TEXT), sampling.temperature, 0
-        )
+        columns, logprobs = draw(model.text_logits(text_hidden[:, 0]), uniforms(seed, row_ids, step, TEXT), sampling.temperature, 0)
         free = writing & speaking
         out.text[:, step] = torch.where(free, columns, specials.blank)
         out.text_free[:, step] = free
@@ -69,7 +65,10 @@ def rollout(
         writing &= columns != specials.text_eos
         if step >= delay:
             columns, logprobs = draw(
-                model.audio_logits(audio_hidden[:, 0]), uniforms(seed, row_ids, step, AUDIO), sampling.temperature, sampling.audio_top_k
+                model.audio_logits(audio_hidden[:, 0]),
+                uniforms(seed, row_ids, step, AUDIO),
+                sampling.temperature,
+                sampling.audio_top_k,
             )
             out.audio[:, step] = torch.where(speaking, model.audio_ids[columns], specials.blank)
             out.audio_free[:, step] = speaking

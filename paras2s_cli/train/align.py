@@ -1,6 +1,6 @@
 """ParaS2SAlign from end to end: judge, base, SFT, reward model, GRPO. What is there already is taken; what is missing is made first."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import AlignRecipe
-from paras2s_cli.train.base import load_base
 from paras2s_cli.train.distill import (
     Lessons,
     agreement,
@@ -27,13 +26,10 @@ from paras2s_cli.train.distill import (
     vocabulary_of,
 )
 from paras2s_cli.train.grpo import grpo_stage
-from paras2s_cli.train.loop import Watch, train
+from paras2s_cli.train.loop import Say, WatchOf, train
 from paras2s_cli.train.monitor import Monitor
 from paras2s_cli.train.polytone import load_listener
-from paras2s_cli.train.sft import sft_stage
-
-Say = Callable[[str], None]
-WatchOf = Callable[[str], Watch]
+from paras2s_cli.train.supervised import warm_up
 
 
 @dataclass
@@ -58,21 +54,8 @@ def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf) -> Run:
 
 def warm_model(run: Run) -> tuple[SpeechLM, TextTokenizer]:
     """The model after SFT."""
-    folder = run.out / "sft" / "model"
-    if not is_complete(folder):
-        model, tokenizer = load_base(run.recipe.sft.base, run.world, run.say, run.watch)
-        settings = run.recipe.sft
-        run.say(
-            f"warming up on {settings.demonstrations.count} demonstrations, {settings.demonstrations.tone_deaf:.0%} of them tone-deaf: "
-            f"{folder} is not there"
-        )
-        (run.out / "sft").mkdir(parents=True, exist_ok=True)
-        stage, best = sft_stage(run.out / "sft", settings.model_copy(update={"seed": run.recipe.seed}), run.world, model, tokenizer)
-        train(stage, run.watch("sft"))
-        best.restore(model)
-        with publish_folder(folder) as temporary:
-            save_model(temporary, model, tokenizer)
-    return load_model(folder)
+    settings = run.recipe.sft.model_copy(update={"seed": run.recipe.seed})
+    return warm_up(settings, run.world, run.out / "sft", run.say, run.watch)
 
 
 def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
@@ -91,15 +74,15 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
         run.say(f"distilling the judge into a reward model: {folder} is not there")
         rows = sampled_answers(settings, warm, run.judge, run.world, "train", settings.answers, run.say)
         (run.out / "reward").mkdir(parents=True, exist_ok=True)
-        train(distill_stage(run.out / "reward", settings.train, settings.seed, reward, lessons, rows), run.watch("reward"))
+        train(distill_stage(run.out / "reward", settings.train, settings.seed, reward, lessons, rows), run.watch("reward"), run.say)
         reward.eval()
         held = sampled_answers(settings, warm, run.judge, run.world, "validation", 2 * len(run.world.queries("validation")), run.say)
         pearson = agreement(reward, held)
         run.say(f"the reward model agrees with the judge on {len(held)} held-out pairs: Pearson {pearson:.3f}")
         if not pearson >= settings.floor:
             raise Paras2sError(
-                f"the reward model's agreement with the judge, {pearson:.3f}, is below reward.floor={settings.floor}: more reward.answers or "
-                "reward.train.steps, or a lower floor"
+                f"the reward model's agreement with the judge, {pearson:.3f}, is below reward.floor={settings.floor}: raise reward.answers "
+                "or reward.train.steps, or lower the floor"
             )
         with publish_folder(folder) as temporary:
             save_file(reward.state_dict(), temporary / "reward.safetensors")
@@ -122,14 +105,21 @@ def aligned_model(run: Run) -> SpeechLM:
     (run.out / "grpo").mkdir(parents=True, exist_ok=True)
     monitor = Monitor(run.out / "grpo", run.recipe.grpo, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
 
-    def rewards(queries: list[Spoken], codes: list[np.ndarray], group: int) -> Tensor:
+    def rewards(queries: Sequence[Spoken], codes: Sequence[np.ndarray], group: int) -> Tensor:
         return reward.reward([q.features for q in queries], codes, group)
 
     stage = grpo_stage(
-        run.out / "grpo", run.recipe.grpo, run.recipe.seed, policy, warm, run.world.queries("train"), rewards, monitor.after  # type: ignore[arg-type]
+        run.out / "grpo",
+        run.recipe.grpo,
+        run.recipe.seed,
+        policy,
+        warm,
+        run.world.queries("train"),
+        rewards,
+        monitor.after,
     )
     stage.modules = {**stage.modules, "reward": reward}
-    train(stage, run.watch("grpo"))
+    train(stage, run.watch("grpo"), run.say)
     with publish_folder(folder) as temporary:
         save_model(temporary, policy, tokenizer)
     return policy

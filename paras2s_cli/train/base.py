@@ -1,7 +1,6 @@
 """The base of a small world: a speech LM from nothing that answers in speech and is deaf to tone. Kept in the cache, as a downloaded
 model would be."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from paras2s_cli.audio.features import SIZE
@@ -13,7 +12,7 @@ from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.load import recipe_hash
 from paras2s_cli.recipe.schema import BaseRecipe
-from paras2s_cli.train.loop import Watch, train
+from paras2s_cli.train.loop import Say, WatchOf, train
 from paras2s_cli.train.sft import base_stage
 
 
@@ -22,9 +21,7 @@ def base_folder(recipe: BaseRecipe, world: World) -> Path:
     return cache_root() / f"base-{content_key(recipe_hash(recipe), world.key)}"
 
 
-def load_base(
-    recipe: BaseRecipe, world: World, say: Callable[[str], None], watch: Callable[[str], Watch] | None = None
-) -> tuple[SpeechLM, TextTokenizer]:
+def load_base(recipe: BaseRecipe, world: World, say: Say, watch: WatchOf | None = None) -> tuple[SpeechLM, TextTokenizer]:
     """The base of a recipe, trained if the cache lacks it; a killed training goes on where it was."""
     final = base_folder(recipe, world)
     if not is_complete(final):
@@ -36,7 +33,7 @@ def load_base(
                 model = new_model(tokenizer, codes=world.codec.size, features=SIZE, seed=recipe.seed, **shape)
                 scratch = final.with_name(final.name + "-training")
                 scratch.mkdir(parents=True, exist_ok=True)
-                train(base_stage(scratch, recipe, world, model, tokenizer), watch("base") if watch else None)
+                train(base_stage(scratch, recipe, world, model, tokenizer), watch("base") if watch else None, say)
                 with publish_folder(final) as folder:
                     save_model(folder, model, tokenizer)
     return load_model(final)

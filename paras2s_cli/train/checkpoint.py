@@ -76,18 +76,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise UsageError(f"{folder} is no checkpoint folder; check the path")
     if not is_complete(folder):
-        raise UsageError(
-            f"the checkpoint {folder} is incomplete; delete it, and the run resumes from the one before"
-        )
+        raise UsageError(f"the checkpoint {folder} is incomplete; delete it, and the run resumes from the one before")
     try:
         saved = json.loads((folder / "state.json").read_bytes())
         step, state = int(saved["step"]), dict(saved["state"])
         groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UsageError(
-            f"the checkpoint {folder} is corrupt ({error});"
-            " delete it, and the run resumes from the one before"
-        ) from error
+        raise UsageError(f"the checkpoint {folder} is corrupt ({error}); delete it, and the run resumes from the one before") from error
     return Checkpoint(step, groups, state)
 
 

@@ -126,11 +126,11 @@ def make_reward_model(model: SpeechLM, world: World, seed: int) -> RewardModel:
 
 def reward_loss(reward: RewardModel, lessons: Lessons, rows: Sequence[Judged], generator: torch.Generator) -> tuple[Tensor, dict]:
     """Cross-entropy on the judge's digits, half of it on own pairs and half on all pairs of the batch, and on what was heard."""
+    asked, said = [r.asked for r in rows], [r.said for r in rows]
     x, lengths = pad([r.query.features for r in rows])
     tables = [t[:n].numpy() for t, n in zip(augment(x, generator), lengths, strict=True)]
     spoken = [r.codes if len(r.codes) else np.zeros(1, dtype=np.int64) for r in rows]
     queries, answers = reward.queries(tables), reward.answers(spoken)
-    asked, said = [r.asked for r in rows], [r.said for r in rows]
     target = lessons.digits(asked, said)
     logits = reward.digits(queries[:, None], answers[None, :])
     everyone = F.cross_entropy(logits.flatten(0, 1), target.flatten())
@@ -139,21 +139,21 @@ def reward_loss(reward: RewardModel, lessons: Lessons, rows: Sequence[Judged], g
     for tower, vectors, utterances in ((reward.query, queries, asked), (reward.answer, answers, said)):
         heard = heard + 20 * F.binary_cross_entropy_with_logits(tower.words(vectors).float(), lessons.heard_words(utterances))
         heard = heard + 4 * F.binary_cross_entropy_with_logits(tower.tones(vectors).float(), lessons.heard_tones(utterances))
-    return own + everyone + heard, {"own": float(own), "pairs": float(everyone), "heard": float(heard)}
+    return own + everyone + heard, {"own": float(own.detach()), "pairs": float(everyone.detach()), "heard": float(heard.detach())}
 
 
-def distill_stage(
-    folder: Path, settings: Train, seed: int, reward: RewardModel, lessons: Lessons, rows: Sequence[Judged]
-) -> Stage:
+def distill_stage(folder: Path, settings: Train, seed: int, reward: RewardModel, lessons: Lessons, rows: Sequence[Judged]) -> Stage:
     """The stage that trains a reward model on judged answers."""
 
     def step(number: int) -> dict:
         rng = np.random.default_rng([seed, 31, number])
         picked = [rows[i] for i in rng.choice(len(rows), min(settings.batch, len(rows)), replace=False)]
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        torch.manual_seed(seed * 1_000_003 + number)  # dropout draws from the global generator
         with precision(settings):
-            loss, metrics = reward_loss(reward, lessons, picked, torch.Generator().manual_seed(seed * 1_000_003 + number))
+            loss, metrics = reward_loss(reward, lessons, picked, generator)
         loss.backward()
-        return {"loss": float(loss), **metrics}
+        return {"loss": float(loss.detach()), **metrics}
 
     return Stage(folder, {"reward": reward}, settings, step)
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from paras2s_kernels import token_logprob
 from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.judge.ears import augment, pad
 from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of, spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.recipe.schema import Grpo
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_kernels import token_logprob
 
 RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], int], Tensor]
 """(queries, codes of all answers, group) -> rewards [Q * group], NaN where there is none."""
@@ -54,20 +55,34 @@ class StreamLogprobs:
     entropy: Tensor
 
 
-def stream_logprobs(model: SpeechLM, prompts: Streams, answers: Answers, temperature: float) -> tuple[StreamLogprobs, StreamLogprobs]:
+def stream_logprobs(model: SpeechLM, prompts: Streams, answers: Answers, sampling: Sampling) -> tuple[StreamLogprobs, StreamLogprobs]:
     """Both streams' log-probabilities, under the distribution that was sampled from, with gradient: text, audio."""
     text, audio = answer_hidden(model, prompts, answers)
     return (
-        _scatter(model.text_logits(text[answers.text_free]), answers.text[answers.text_free], answers.text_free, temperature),
         _scatter(
-            model.audio_logits(audio[answers.audio_free]), model.audio_column(answers.audio[answers.audio_free]),
-            answers.audio_free, temperature,
+            model.text_logits(text[answers.text_free]),
+            answers.text[answers.text_free],
+            answers.text_free,
+            sampling.temperature,
+            0,
+        ),
+        _scatter(
+            model.audio_logits(audio[answers.audio_free]),
+            model.audio_column(answers.audio[answers.audio_free]),
+            answers.audio_free,
+            sampling.temperature,
+            sampling.audio_top_k,
         ),
     )
 
 
-def _scatter(logits: Tensor, columns: Tensor, free: Tensor, temperature: float) -> StreamLogprobs:
-    logprobs, entropy = token_logprob(logits.float(), columns, temperature)
+def _scatter(logits: Tensor, columns: Tensor, free: Tensor, temperature: float, top_k: int) -> StreamLogprobs:
+    logits = logits.float()
+    if 0 < top_k < logits.shape[1]:
+        # The token that was drawn is kept always: rounding, an update or another model may rank it below the top k.
+        least = torch.minimum(logits.topk(top_k).values[:, -1:], logits.gather(1, columns[:, None])).detach()
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    logprobs, entropy = token_logprob(logits, columns, temperature)
     zeros = torch.zeros(free.shape, dtype=logprobs.dtype)
     return StreamLogprobs(zeros.masked_scatter(free, logprobs), zeros.masked_scatter(free, entropy))
 
@@ -102,7 +117,13 @@ def stream_loss(
 
 
 def grpo_stage(
-    folder: Path, settings: Grpo, seed: int, policy: SpeechLM, warm: SpeechLM, queries: Sequence[Spoken], reward: RewardFunction,
+    folder: Path,
+    settings: Grpo,
+    seed: int,
+    policy: SpeechLM,
+    warm: SpeechLM,
+    queries: Sequence[Spoken],
+    reward: RewardFunction,
     after: Callable[[int, dict, Experience], None] | None = None,
 ) -> Stage:
     """The stage that aligns `policy`.
@@ -116,13 +137,23 @@ def grpo_stage(
 
     def step(number: int) -> dict:
         rng = np.random.default_rng([seed, 41, number])
-        asked = [queries[i] for i in rng.choice(len(queries), settings.prompts, replace=False)]
-        prompts = spoken_queries([q.features for q in asked], policy.config, policy.specials)
+        asked = [queries[i] for i in rng.choice(len(queries), settings.prompts, replace=settings.prompts > len(queries))]
+        x, lengths = pad([q.features for q in asked])
+        # Heard as another speaker might say it: a few hundred recordings are soon known by heart.
+        heard = augment(x, torch.Generator().manual_seed(seed * 1_000_003 + number))
+        tables = [t[:n].numpy() for t, n in zip(heard, lengths, strict=True)]
+        prompts = spoken_queries(tables, policy.config, policy.specials)
         rows = torch.arange(settings.prompts * settings.group)
         sampling = Sampling(settings.temperature, settings.audio_top_k)
         policy.eval()
         rolled = rollout(
-            policy, prompts, group=settings.group, sampling=sampling, seed=seed * 1_000_003 + number, row_ids=rows, limit=settings.limit
+            policy,
+            prompts,
+            group=settings.group,
+            sampling=sampling,
+            seed=seed * 1_000_003 + number,
+            row_ids=rows,
+            limit=settings.limit,
         )
         # an answer that was cut off is no answer: it gets the reward of silence
         spoken = codes_of(rolled.answers, policy.config)
@@ -131,13 +162,15 @@ def grpo_stage(
         advantages = group_advantages(rewards.view(settings.prompts, settings.group)).flatten()
         wide, answers = prompts.repeat(settings.group), rolled.answers
         with torch.no_grad(), precision(settings.train):
-            ref_text, ref_audio = stream_logprobs(warm, wide, answers, settings.temperature)
+            ref_text, ref_audio = stream_logprobs(warm, wide, answers, sampling)
         with precision(settings.train):
-            text, audio = stream_logprobs(policy, wide, answers, settings.temperature)
+            text, audio = stream_logprobs(policy, wide, answers, sampling)
         text_loss, text_watch = stream_loss(
-            text.logprobs, rolled.text_logprobs, ref_text.logprobs, answers.text_free, advantages, settings.clip, settings.kl)
+            text.logprobs, rolled.text_logprobs, ref_text.logprobs, answers.text_free, advantages, settings.clip, settings.kl
+        )
         audio_loss, audio_watch = stream_loss(
-            audio.logprobs, rolled.audio_logprobs, ref_audio.logprobs, answers.audio_free, advantages, settings.clip, settings.kl)
+            audio.logprobs, rolled.audio_logprobs, ref_audio.logprobs, answers.audio_free, advantages, settings.clip, settings.kl
+        )
         (settings.text_weight * text_loss + audio_loss).backward()
         latest[:] = [Experience(asked, rolled, spoken, rewards)]
         return {
@@ -159,7 +192,9 @@ def _watch(rewards: Tensor, rolled: Rollouts, codes: Sequence[np.ndarray]) -> di
     repeats = [float(np.mean(c[1:] == c[:-1])) if len(c) > 1 else 0.0 for c in codes]
     return {
         "reward": float(rewards.nanmean()),
-        "reward_deviation": float(torch.stack([r[~r.isnan()].std(correction=0) if (~r.isnan()).any() else torch.zeros(()) for r in rewards]).mean()),
+        "reward_deviation": float(
+            torch.stack([r[~r.isnan()].std(correction=0) if (~r.isnan()).any() else torch.zeros(()) for r in rewards]).mean()
+        ),
         "unscored": float(rewards.isnan().float().mean()),
         "codes": float(np.mean([len(c) for c in codes])),
         "silent": float(np.mean([len(c) == 0 for c in codes])),

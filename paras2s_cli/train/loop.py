@@ -15,7 +15,11 @@ from paras2s_cli.train.metrics import MetricsLog
 from paras2s_cli.train.packing import pack_optimizer, unpack_optimizer
 
 Watch = Callable[[int, dict], None]
-"""Called after every step with its number (from 1) and its metrics."""
+"""Called after every step with its number (from 1) and its metrics; `of` among them is the number of the last."""
+WatchOf = Callable[[str], Watch]
+"""Stage -> what watches it."""
+Say = Callable[[str], None]
+"""Told in a sentence what is done and why."""
 
 
 @dataclass
@@ -59,10 +63,10 @@ def resumed_from(folder: Path) -> int:
     return 0 if found is None else load_checkpoint(found).step
 
 
-def train(stage: Stage, watch: Watch | None = None) -> None:
+def train(stage: Stage, watch: Watch | None = None, say: Say | None = None) -> None:
     """Runs the stage to its last step, from its last checkpoint where there is one.
 
-    A step is lost at most: every `save_every` steps, and on Ctrl-C, all is saved.
+    All is saved every `save_every` steps, so many are lost at most; on Ctrl-C too, so that one is lost at most.
     """
     settings, root = stage.settings, stage.folder / "checkpoints"
     trained = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
@@ -72,11 +76,15 @@ def train(stage: Stage, watch: Watch | None = None) -> None:
     if found is not None:
         saved = load_checkpoint(found)
         done = saved.step
+        if say and done < settings.steps:
+            say(f"resuming {stage.folder.name} after step {done} of {settings.steps}")
         for name, module in stage.modules.items():
             module.load_state_dict(saved.groups[name])
         for i, optimizer in enumerate(optimizers):
             unpack_optimizer(optimizer, saved.groups[f"optimizer{i}"], saved.state[f"optimizer{i}"])
     log = MetricsLog(stage.folder / "metrics.jsonl", done)
+    # `kept` is the last step on disk, `whole` the one that the weights are the outcome of, 0 while they change.
+    kept = whole = done
     try:
         for step in range(done, settings.steps):
             begun = time.monotonic()
@@ -85,6 +93,7 @@ def train(stage: Stage, watch: Watch | None = None) -> None:
                     group["lr"] = group["scale"] * learning_rate(step, settings)
             metrics = stage.step(step)
             metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(trained, settings.clip))
+            whole = 0
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -93,10 +102,16 @@ def train(stage: Stage, watch: Watch | None = None) -> None:
                 stage.after(step, metrics)
             metrics["seconds"] = round(time.monotonic() - begun, 4)
             log.write(step + 1, **metrics)
-            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-                _save(root, step + 1, stage, optimizers)
+            whole = step + 1
+            if whole % settings.save_every == 0 or whole == settings.steps:
+                _save(root, whole, stage, optimizers)
+                kept = whole
             if watch:
-                watch(step + 1, metrics)
+                watch(whole, {**metrics, "of": settings.steps})
+    except KeyboardInterrupt:
+        if whole > kept:
+            _save(root, whole, stage, optimizers)
+        raise
     finally:
         log.close()
 
@@ -117,9 +132,7 @@ def make_optimizers(modules: Mapping[str, nn.Module], settings: Train) -> list[t
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95))]
     if inner:
         group = {"params": inner, "scale": 2.0}
-        optimizers.append(
-            torch.optim.Muon([group], lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(torch.optim.Muon([group], lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

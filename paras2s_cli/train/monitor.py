@@ -25,7 +25,14 @@ class Monitor:
     """Judges a sample of a step's answers every so many steps, in full, and keeps one of them to be heard."""
 
     def __init__(
-        self, folder: Path, settings: Grpo, seed: int, judge: Judge, world: World, reward: RewardModel, lessons: Lessons,
+        self,
+        folder: Path,
+        settings: Grpo,
+        seed: int,
+        judge: Judge,
+        world: World,
+        reward: RewardModel,
+        lessons: Lessons,
         tokenizer: TextTokenizer,
     ) -> None:
         self.folder, self.settings, self.seed = folder, settings, seed
@@ -76,6 +83,7 @@ class Monitor:
         for turn in range(self.settings.refit_steps):
             rng = np.random.default_rng([self.seed, 43, step, turn])
             rows = [self.judged[i] for i in rng.choice(len(self.judged), min(48, len(self.judged)), replace=False)]
+            torch.manual_seed(step * 1009 + turn)
             with precision(self.settings.train):
                 loss, _ = reward_loss(self.reward, self.lessons, rows, torch.Generator().manual_seed(step * 1009 + turn))
             loss.backward()

@@ -47,9 +47,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Te
     return tensors, {"kind": type(optimizer).__name__, "groups": groups, "shapes": shapes, "scalars": scalars}
 
 
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]
-) -> None:
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Gives `optimizer` the state that `pack_optimizer` made: copies, on the parameters' devices, dtypes
     untouched.
 
@@ -63,9 +61,7 @@ def unpack_optimizer(
         or meta["shapes"] != [list(parameter.shape) for parameter in parameters]
         or [group["count"] for group in meta["groups"]] != counts
     ):
-        raise UsageError(
-            "the saved optimizer state is of another optimizer or model; start the run in a new folder"
-        )
+        raise UsageError("the saved optimizer state is of another optimizer or model; start the run in a new folder")
     for group, saved in zip(optimizer.param_groups, meta["groups"], strict=True):
         for name, value in saved["options"].items():
             group[name] = tuple(value) if isinstance(value, list) else value

@@ -3,7 +3,7 @@
 PolyTone (ParaS2S, arXiv 2511.08723): the describer hears the same sentence in many tones, so that the words tell it nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from paras2s_cli.judge.listener import Knowledge, SmallListener
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.recipe.load import recipe_hash
 from paras2s_cli.recipe.schema import PolytoneRecipe, Train
-from paras2s_cli.train.loop import Stage, Watch, precision, train
+from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
 
 WORST_FIT = 1.0
 """A known text is heard where its CTC cost is within this many nats a letter of the best path's: see tests/judge/test_listener.py."""
@@ -43,8 +43,11 @@ def examples(world: World, utterances: Sequence[Spoken], heard: Sequence[np.ndar
     tables = heard if heard is not None else [u.features for u in utterances]
     return [
         Example(
-            table, [LETTERS.index(c) + 1 for c in spell(u.row["text"])], tones.index(u.row["tone"]) if u.row["tone"] in tones else -100,
-            int(u.row["age"] == "child"), int(u.row["sex"] == "female"),
+            table,
+            [LETTERS.index(c) + 1 for c in spell(u.row["text"])],
+            tones.index(u.row["tone"]) if u.row["tone"] in tones else -100,
+            int(u.row["age"] == "child"),
+            int(u.row["sex"] == "female"),
         )
         for u, table in zip(utterances, tables, strict=True)
     ]
@@ -71,14 +74,12 @@ def transcriber_stage(folder: Path, model: Transcriber, data: Sequence[Example],
         counts = torch.tensor([len(r.letters) for r in rows])
         loss = F.ctc_loss(logprobs.transpose(0, 1), targets, lengths, counts, zero_infinity=True)
         loss.backward()
-        return {"loss": float(loss)}
+        return {"loss": float(loss.detach())}
 
     return Stage(folder, {"transcriber": model}, settings, step)
 
 
-def describer_stage(
-    folder: Path, model: Describer, data: Sequence[Example], settings: Train, seed: int, query_tones: int
-) -> Stage:
+def describer_stage(folder: Path, model: Describer, data: Sequence[Example], settings: Train, seed: int, query_tones: int) -> Stage:
     """Cross-entropy on the tone among those of its role, on age and on sex."""
 
     def step(number: int) -> dict:
@@ -91,7 +92,7 @@ def describer_stage(
         age = F.cross_entropy(ages.float(), torch.tensor([r.age for r in rows]))
         sex = F.cross_entropy(sexes.float(), torch.tensor([r.sex for r in rows]))
         (tone + 0.5 * age + 0.5 * sex).backward()
-        return {"loss": float(tone), "age": float(age), "sex": float(sex)}
+        return {"loss": float(tone.detach()), "age": float(age.detach()), "sex": float(sex.detach())}
 
     return Stage(folder, {"describer": model}, settings, step)
 
@@ -112,24 +113,20 @@ def listener_folder(recipe: PolytoneRecipe, world: World) -> Path:
     return cache_root() / f"listener-{content_key(recipe_hash(recipe), world.key, WORST_FIT)}"
 
 
-def load_listener(
-    recipe: PolytoneRecipe, world: World, say: Callable[[str], None], watch: Callable[[str], Watch] | None = None
-) -> SmallListener:
+def load_listener(recipe: PolytoneRecipe, world: World, say: Say, watch: WatchOf | None = None) -> SmallListener:
     """The listener of a recipe, trained if the cache lacks it; a killed training goes on where it was."""
     final = listener_folder(recipe, world)
     if not is_complete(final):
         with folder_lock(final):
             if not is_complete(final):
                 say("training the judge's ears (transcriber and tone describer): they are not in the cache")
-                listener = train_listener(recipe, world, final.with_name(final.name + "-training"), watch)
+                listener = train_listener(recipe, world, final.with_name(final.name + "-training"), say, watch)
                 with publish_folder(final) as folder:
                     listener.save(folder)
     return SmallListener.load(final, recipe.threads)
 
 
-def train_listener(
-    recipe: PolytoneRecipe, world: World, scratch: Path, watch: Callable[[str], Watch] | None = None
-) -> SmallListener:
+def train_listener(recipe: PolytoneRecipe, world: World, scratch: Path, say: Say, watch: WatchOf | None = None) -> SmallListener:
     """Trains both networks on clean speech and on the assistant's answers after the codec, which is what they will hear."""
     answers = world.answers()
     coded = [features(wave) for wave in world.decode([a.codes for a in answers if a.codes is not None])]
@@ -139,19 +136,25 @@ def train_listener(
     transcriber, describer = Transcriber(), Describer(len(tones))
     for name, stage in (
         ("transcriber", transcriber_stage(scratch / "transcriber", transcriber, data, recipe.transcriber, recipe.seed)),
-        ("describer", describer_stage(
-            scratch / "describer", describer, data, recipe.describer, recipe.seed, len(world.query_tones))),
+        (
+            "describer",
+            describer_stage(scratch / "describer", describer, data, recipe.describer, recipe.seed, len(world.query_tones)),
+        ),
     ):
         stage.folder.mkdir(parents=True, exist_ok=True)
-        train(stage, watch(name) if watch else None)
+        train(stage, watch(name) if watch else None, say)
     knowledge = Knowledge(
-        name=f"pocket-ears-{content_key(recipe_hash(recipe), world.key)}", query_texts=world.known_texts("query"),
-        answer_texts=world.known_texts("answer"), query_tones=world.query_tones, answer_tones=world.answer_tones, worst_fit=WORST_FIT,
+        name=f"pocket-ears-2-{content_key(recipe_hash(recipe), world.key)}",
+        query_texts=world.known_texts("query"),
+        answer_texts=world.known_texts("answer"),
+        query_tones=world.query_tones,
+        answer_tones=world.answer_tones,
+        worst_fit=WORST_FIT,
     )
     return SmallListener(transcriber, describer, knowledge, recipe.threads)
 
 
-def make_judge(recipe: PolytoneRecipe, say: Callable[[str], None]) -> Judge:
+def make_judge(recipe: PolytoneRecipe, say: Say) -> Judge:
     """The whole judge of a recipe (see `judge.backends`)."""
     world = load_world(recipe.world, recipe.threads, say)
     return Judge(load_listener(recipe, world, say), world.scorer())

@@ -55,9 +55,7 @@ def next_token_losses(model: SpeechLM, prompts: Streams, answers: Answers) -> tu
     text, audio = answer_hidden(model, prompts, answers)
     words, codes = answers.text_free, answers.audio_free
     text_loss = F.cross_entropy(model.text_logits(text[words]).float(), answers.text[words], reduction="sum")
-    audio_loss = F.cross_entropy(
-        model.audio_logits(audio[codes]).float(), model.audio_column(answers.audio[codes]), reduction="sum"
-    )
+    audio_loss = F.cross_entropy(model.audio_logits(audio[codes]).float(), model.audio_column(answers.audio[codes]), reduction="sum")
     return text_loss, audio_loss, int(words.sum()), int(codes.sum())
 
 
@@ -69,7 +67,7 @@ def descend(model: SpeechLM, batches: Sequence[tuple[Streams, Answers]]) -> dict
     for prompts, answers in batches:
         text, audio, _, _ = next_token_losses(model, prompts, answers)
         (text / words + audio / codes).backward()
-        text_total, audio_total = text_total + float(text) / words, audio_total + float(audio) / codes
+        text_total, audio_total = text_total + float(text.detach()) / words, audio_total + float(audio.detach()) / codes
     return {"text_loss": text_total, "audio_loss": audio_total}
 
 
@@ -105,7 +103,11 @@ def base_stage(folder: Path, recipe: BaseRecipe, world: World, model: SpeechLM, 
 
 
 def sft_stage(
-    folder: Path, recipe: SftRecipe, world: World, model: SpeechLM, tokenizer: TextTokenizer,
+    folder: Path,
+    recipe: SftRecipe,
+    world: World,
+    model: SpeechLM,
+    tokenizer: TextTokenizer,
     demonstrations: Sequence[Demonstration] | None = None,
 ) -> tuple[Stage, "Best"]:
     """The stage that warms `model` up, and the keeper of its best weights by held-out loss.
@@ -149,7 +151,9 @@ class Best:
             held = json.loads(self.record.read_text(encoding="utf-8"))
             if held["step"] < step and held["loss"] <= loss:
                 return
-        save_file(model.state_dict(), self.weights)
+        fresh = self.weights.with_suffix(".new")
+        save_file(model.state_dict(), fresh)
+        fresh.replace(self.weights)
         write_text(self.record, json.dumps({"step": step, "loss": loss}) + "\n")
 
     def restore(self, model: SpeechLM) -> None:

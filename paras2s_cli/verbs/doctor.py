@@ -35,9 +35,7 @@ def doctor(
         colours = {"ok": "green", "absent": "yellow", "missing": "red"}
         for check in checks:
             detail = f"{check.detail}; {check.way_out}" if check.way_out else check.detail
-            table.add_row(
-                check.name, f"[{colours[check.status]}]{check.status}[/]", detail.replace("[", "\\[")
-            )
+            table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", detail.replace("[", "\\["))
         Console().print(table)
     if any(check.status == "missing" for check in checks):
         raise typer.Exit(1)

@@ -45,15 +45,8 @@ def recipes(
     if output is Output.json:
         import json
 
-        print(
-            json.dumps(
-                [{"name": i.name, "kind": i.kind, "summary": i.summary, "path": str(i.path)} for i in infos]
-            )
-        )
+        print(json.dumps([{"name": i.name, "kind": i.kind, "summary": i.summary, "path": str(i.path)} for i in infos]))
         return
-    widths = [
-        max((len(text) for text in column), default=0)
-        for column in zip(*((i.name, i.kind) for i in infos), strict=True)
-    ]
+    widths = [max((len(text) for text in column), default=0) for column in zip(*((i.name, i.kind) for i in infos), strict=True)]
     for info in infos:
         print(f"{info.name:<{widths[0]}}  {info.kind:<{widths[1]}}  {info.summary}".rstrip())

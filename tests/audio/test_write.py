@@ -21,11 +21,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert np.array_equal(read_audio(tmp_path / "a.wav") * 32768, stored)
     write_wav(tmp_path / "b.wav", read_audio(tmp_path / "a.wav"))
     write_wav(tmp_path / "c.wav", stored)
-    assert (
-        (tmp_path / "a.wav").read_bytes()
-        == (tmp_path / "b.wav").read_bytes()
-        == (tmp_path / "c.wav").read_bytes()
-    )
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes() == (tmp_path / "c.wav").read_bytes()
     assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
 
 

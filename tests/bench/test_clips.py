@@ -12,9 +12,7 @@ from paras2s_cli.bench.clips import Clips, choose_pairs, encode_mp3
 
 def test_the_choice_covers_every_dimension_and_style_evenly(bench_rows):
     pairs = choose_pairs(bench_rows, 12)
-    assert Counter(pair.dimension for pair in pairs) == dict.fromkeys(
-        ("emotion", "sarcasm", "age", "gender"), 3
-    )
+    assert Counter(pair.dimension for pair in pairs) == dict.fromkeys(("emotion", "sarcasm", "age", "gender"), 3)
     styles = Counter((pair.dimension, side.style) for pair in pairs for side in pair.sides)
     assert {n for (dimension, _), n in styles.items() if dimension == "emotion"} == {1} and len(styles) == 12
     assert all(set(side.answers) >= {"sft", "aligned"} for pair in pairs for side in pair.sides)

@@ -138,9 +138,7 @@ def test_correlations():
     assert pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert spearman(x, y) == pytest.approx(0.8)
     assert spearman([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1.0)
-    assert spearman([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(
-        np.corrcoef([1.5, 1.5, 3, 4], [1, 2, 3, 4])[0, 1]
-    )
+    assert spearman([1, 1, 2, 3], [1, 2, 3, 4]) == pytest.approx(np.corrcoef([1.5, 1.5, 3, 4], [1, 2, 3, 4])[0, 1])
     assert pearson([1, 1], [1, 2]) is None and pearson([1], [1]) is None
     with pytest.raises(ValueError, match="equally long"):
         pearson([1, 2], [1, 2, 3])

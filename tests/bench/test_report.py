@@ -61,9 +61,7 @@ def test_the_page_stands_alone(report):
     text = report.read_text()
     page = Page(text)
     assert len(text) < 6_000_000
-    assert not re.search(
-        r"https?:|//[a-z]", re.sub(r'<script type="application/json".*?</script>', "", text)
-    ), "no network"
+    assert not re.search(r"https?:|//[a-z]", re.sub(r'<script type="application/json".*?</script>', "", text)), "no network"
     links = [v for _, attributes in page.tags for k, v in attributes.items() if k in ("src", "href")]
     assert links == ["data:,"]
     assert [p.name for p in report.parent.iterdir()] == ["report.html"], "nothing temporary is left"
@@ -83,9 +81,7 @@ def test_every_player_has_its_clip_and_every_clip_a_player(report):
     buttons = page.all("button")
     assert {b["data-clip"] for b in buttons} == set(clips)
     assert len(buttons) == 20 * 2 * 6 and all(b["aria-label"].startswith("Play ") for b in buttons)
-    assert all(base64.b64decode(clip)[:1] == b"\xff" for clip in clips.values()), (
-        "an MP3 frame begins with 0xff"
-    )
+    assert all(base64.b64decode(clip)[:1] == b"\xff" for clip in clips.values()), "an MP3 frame begins with 0xff"
     assert len(page.all("article")) == 20
 
 
@@ -111,10 +107,7 @@ def test_what_was_said_is_never_markup(bench_rows, tmp_path):
         "system",
         "mode",
     )
-    rows = [
-        replace(row, **{name: f"{getattr(row, name)} {evil}" for name in fields})
-        for row in bench_rows[:640:5]
-    ]
+    rows = [replace(row, **{name: f"{getattr(row, name)} {evil}" for name in fields}) for row in bench_rows[:640:5]]
     rows += [replace(row, style="other", query="other") for row in rows[:1]]
     rows = [replace(row, mode=rows[0].mode) for row in rows]
     summary = summarise(rows, compare=[(rows[0].system, rows[0].system)], draws=50)

@@ -26,9 +26,7 @@ def test_figures_intervals_and_missing_scores_are_printed(scored):
     text = printed(summarise(rows, compare=[("aligned", "sft")]))
     assert "4.00 [4.00 4.00]" in text
     assert "+2.00 [+2.00 +2.00]" in text and "+100.0" in text
-    assert "scored 2 of 3; the mean would be 3.00 if the rest were all 1, 4.33 if all 5" in " ".join(
-        text.split()
-    )
+    assert "scored 2 of 3; the mean would be 3.00 if the rest were all 1, 4.33 if all 5" in " ".join(text.split())
 
 
 def test_markup_in_a_name_is_text(scored):

@@ -35,9 +35,7 @@ def test_paths_become_absolute_and_oddities_are_read(tmp_path: Path) -> None:
     path = manifest(tmp_path, b"\xef\xbb\xbf" + GOOD.encode(), "", "  ", GOOD + "\r")
     rows = list(read_rows(path, Pair))
     assert len(rows) == 2
-    assert (
-        rows[0].query == tmp_path.resolve() / "q.wav" and rows[1].answer == tmp_path.resolve() / "sub/a.wav"
-    )
+    assert rows[0].query == tmp_path.resolve() / "q.wav" and rows[1].answer == tmp_path.resolve() / "sub/a.wav"
     assert rows[0].model_dump()["note"] == "ä"
 
 
@@ -66,9 +64,7 @@ STRUCTURAL = [
 
 @pytest.mark.parametrize(("line", "words"), STRUCTURAL)
 @pytest.mark.parametrize("read", [read_rows, read_rows_leniently])
-def test_structural_errors_name_file_and_line(
-    tmp_path: Path, read: Any, line: str | bytes, words: str
-) -> None:
+def test_structural_errors_name_file_and_line(tmp_path: Path, read: Any, line: str | bytes, words: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     folder = tmp_path / "in"

@@ -41,7 +41,5 @@ def test_scores() -> None:
 
 def test_a_demonstration_names_its_query_by_path_or_in_full() -> None:
     short = Demonstration.model_validate({"query": "q.wav", "audio": "a.wav", "text": "Hi."})
-    full = Demonstration.model_validate(
-        {"query": {"id": "q.wav", "audio": "q.wav"}, "audio": "a.wav", "text": "Hi."}
-    )
+    full = Demonstration.model_validate({"query": {"id": "q.wav", "audio": "q.wav"}, "audio": "a.wav", "text": "Hi."})
     assert short == full and str(short.query.audio) == "q.wav"

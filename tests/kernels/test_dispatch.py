@@ -60,11 +60,7 @@ def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_backends_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (row,) = backends()
-    assert (
-        row["kernel"] == "token_logprob"
-        and row["chosen"] == "reference"
-        and row["available"] == ["reference"]
-    )
+    assert row["kernel"] == "token_logprob" and row["chosen"] == "reference" and row["available"] == ["reference"]
     assert row["why"] == "triton needs CUDA tensors (these are on cpu)"
     monkeypatch.setenv(dispatch.ENV, "triton")
     (row,) = backends()
@@ -78,9 +74,7 @@ def test_every_kernel_has_its_two_forms_and_its_tests() -> None:
             assert (folder / f"{kernel}.py").is_file()
         assert callable(getattr(paras2s_kernels, kernel))
         assert (tests / f"test_{kernel}.py").is_file()
-        assert (tests / "interpreter" / f"case_{kernel}.py").is_file() and (
-            tests / "aot" / f"case_{kernel}.py"
-        ).is_file()
+        assert (tests / "interpreter" / f"case_{kernel}.py").is_file() and (tests / "aot" / f"case_{kernel}.py").is_file()
 
 
 def test_kernels_folder_is_no_package() -> None:

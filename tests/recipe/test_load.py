@@ -54,9 +54,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of installed recipes: toy/sft and toy/align, which names it."""
     folder = tmp_path / "installed"
     (folder / "toy").mkdir(parents=True)
-    (folder / "toy" / "sft.yaml").write_text(
-        "# Warm up.\nkind: sft\nrows: 10\ntrain:\n  steps: 5\n  lr: 3e-4\n"
-    )
+    (folder / "toy" / "sft.yaml").write_text("# Warm up.\nkind: sft\nrows: 10\ntrain:\n  steps: 5\n  lr: 3e-4\n")
     (folder / "toy" / "align.yaml").write_text("# Align it.\nkind: align\nsft: toy/sft\n")
     monkeypatch.setattr(catalog, "recipes_root", lambda: folder)
     return folder
@@ -125,8 +123,7 @@ def test_what_an_override_replaces_is_no_longer_blamed(root: Path) -> None:
 def test_all_errors_at_once_with_lines(root: Path) -> None:
     name = write(
         root,
-        "# mine\nkind: align\nsft:\n  kind: sft\n  rows: ten\n  trian:\n    steps: 1\n"
-        "train:\n  steps: 0\n  precision: bfloat61\nlr: 1\n",
+        "# mine\nkind: align\nsft:\n  kind: sft\n  rows: ten\n  trian:\n    steps: 1\ntrain:\n  steps: 0\n  precision: bfloat61\nlr: 1\n",
     )
     assert problems(name, "trian.steps=3", "train.steps.x=1", "systems.5=a", "nonsense", "train.lr=[") == [
         ':5: sft.rows: must be a valid integer, unable to parse string as an integer, not "ten"',
@@ -185,9 +182,7 @@ def test_what_is_wrong_with_a_file_is_said_once_with_its_line(root: Path, text: 
 def test_circles_are_errors(root: Path) -> None:
     (root / "toy" / "a.yaml").write_text("kind: loop\nagain: toy/b\n")
     (root / "toy" / "b.yaml").write_text("kind: loop\nagain: toy/a\n")
-    assert problems("toy/a", model=Loop) == [
-        "toy/b.yaml:2: again.again: recipes that name each other in a circle: a -> b -> a"
-    ]
+    assert problems("toy/a", model=Loop) == ["toy/b.yaml:2: again.again: recipes that name each other in a circle: a -> b -> a"]
 
 
 def test_unknown_names_suggest_the_nearest(root: Path) -> None:

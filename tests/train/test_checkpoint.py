@@ -54,9 +54,7 @@ def test_round_trip(tmp_path: Path) -> None:
         for key, tensor in tensors.items():
             got = back.groups[name][key]
             assert got.dtype == tensor.dtype and got.shape == tensor.shape
-            assert torch.equal(
-                got.flatten().view(torch.uint8), tensor.detach().contiguous().flatten().view(torch.uint8)
-            )
+            assert torch.equal(got.flatten().view(torch.uint8), tensor.detach().contiguous().flatten().view(torch.uint8))
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
@@ -192,9 +190,7 @@ def test_killed_at_any_moment_the_latest_loads(tmp_path: Path) -> None:
         assert saved.step >= max(reported, before)  # nothing that was reported is lost
         before = saved.step
         for group in saved.groups.values():
-            assert (
-                torch.equal(group["w"], torch.full((50_000,), float(before))) and group["b"].item() == before
-            )
+            assert torch.equal(group["w"], torch.full((50_000,), float(before))) and group["b"].item() == before
         assert saved.state == {"at": before}
     assert before > 25
     parent.communicate()

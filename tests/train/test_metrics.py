@@ -16,12 +16,8 @@ def steps(path: Path) -> list[int]:
 
 def test_values(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
-        log.write(
-            1, loss=np.float32(0.5), kl=torch.tensor(2), bad=float("nan"), per={"a": [float("inf"), 1.0]}
-        )
-    assert read_metrics(tmp_path / "metrics.jsonl") == [
-        {"step": 1, "loss": 0.5, "kl": 2, "bad": None, "per": {"a": [None, 1.0]}}
-    ]
+        log.write(1, loss=np.float32(0.5), kl=torch.tensor(2), bad=float("nan"), per={"a": [float("inf"), 1.0]})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5, "kl": 2, "bad": None, "per": {"a": [None, 1.0]}}]
 
 
 def test_resume_drops_what_comes_after(tmp_path: Path) -> None:

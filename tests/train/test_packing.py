@@ -41,9 +41,7 @@ def module(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3)).to(dtype)
 
 
-def steps(
-    net: torch.nn.Module, optimizer: torch.optim.Optimizer, noise: np.random.Generator, count: int
-) -> None:
+def steps(net: torch.nn.Module, optimizer: torch.optim.Optimizer, noise: np.random.Generator, count: int) -> None:
     dtype = next(net.parameters()).dtype
     for _ in range(count):
         optimizer.zero_grad()
@@ -83,9 +81,7 @@ def test_resumed_is_unbroken(tmp_path: Path, name: str, dtype: torch.dtype) -> N
     for one, two in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
     for group, group2 in zip(optimizer.param_groups, optimizer2.param_groups, strict=True):
-        assert {k: v for k, v in group.items() if k != "params"} == {
-            k: v for k, v in group2.items() if k != "params"
-        }
+        assert {k: v for k, v in group.items() if k != "params"} == {k: v for k, v in group2.items() if k != "params"}
 
 
 def test_moments_keep_their_precision() -> None:

@@ -18,9 +18,7 @@ RECIPE = "train:\n  lr: 0.001\n  steps: 10\nseed: 1\n"
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
 
 def test_new_and_resumed(tmp_path: Path) -> None:
@@ -85,9 +83,7 @@ def test_refused_and_nothing_written(tmp_path: Path, prepare: Callable[[Path], N
     before = tree(tmp_path)
     with pytest.raises(UsageError) as refusal:
         open_run(folder, RECIPE, "h1", "sft")
-    assert (
-        words in str(refusal.value) and str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
-    )
+    assert words in str(refusal.value) and str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
     assert tree(tmp_path) == before
 
 

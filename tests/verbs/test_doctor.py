@@ -15,9 +15,7 @@ def rows(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
     return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
 
 
-def test_json_has_every_check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_has_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PARAS2S_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "clip").write_bytes(bytes(3 << 20))
@@ -28,16 +26,10 @@ def test_json_has_every_check(
     assert any(name.startswith("GPU") for name in found)
     assert any(name.startswith("kernel") for name in found)
     assert {row["status"] for row in found.values()} <= {"ok", "absent"}
-    assert all(
-        row["way_out"]
-        for row in found.values()
-        if row["name"] in ("flash-attn", "matplotlib") and row["status"] == "absent"
-    )
+    assert all(row["way_out"] for row in found.values() if row["name"] in ("flash-attn", "matplotlib") and row["status"] == "absent")
 
 
-def test_what_is_required_and_missing_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_required_and_missing_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = machine.installed
     monkeypatch.setattr(machine, "installed", lambda name: None if name == "soxr" else real(name))
     assert main(["doctor", "--output", "json"]) == 1
@@ -49,9 +41,7 @@ def test_what_is_required_and_missing_fails(
     }
 
 
-def test_an_absent_extra_does_not_fail(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_absent_extra_does_not_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     real = machine.installed
     monkeypatch.setattr(machine, "installed", lambda name: None if name == "pocketsphinx" else real(name))
     assert main(["doctor"]) == 0
@@ -60,9 +50,7 @@ def test_an_absent_extra_does_not_fail(
     assert "absent" in line
 
 
-def test_a_cache_that_cannot_be_written_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_that_cannot_be_written_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")  # a file where the folder should be: not writable even for root
     monkeypatch.setenv("PARAS2S_CACHE", str(tmp_path / "file"))
     assert main(["doctor", "--output", "json"]) == 1

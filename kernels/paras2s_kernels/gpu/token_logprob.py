@@ -89,9 +89,7 @@ def block_for(vocab: int) -> int:
     return next((block for block in CONFIGS if block >= vocab), max(CONFIGS))
 
 
-def forward(
-    logits: Tensor, ids: Tensor, temperature: float, block: int | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(logits: Tensor, ids: Tensor, temperature: float, block: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(logprob, entropy, m = largest logit of the row, log sum exp((logits - m) / temperature)), [N] fp32.
 
     An id outside [0, V) reads nothing and gives a logprob of NaN. `block` is for tests: several in a short

@@ -59,9 +59,7 @@ def _probabilities(z: Tensor, dead: Tensor | None) -> Tensor:
     return p if dead is None else p.masked_fill_(dead.unsqueeze(1), 0.0)
 
 
-def _forward(
-    logits: Tensor, ids: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _forward(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inv_temperature = 1.0 / temperature
     logprob = _chosen(logits, ids)
     row_max = logits.amax(dim=-1).float()
@@ -132,11 +130,7 @@ class TokenLogprob(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None
-    ) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor, None, None]:
         logits, ids, entropy, row_max, log_sum, p = ctx.saved_tensors
-        grad = backward(
-            logits, ids, ctx.temperature, entropy, row_max, log_sum, grad_logprob, grad_entropy, p
-        )
+        grad = backward(logits, ids, ctx.temperature, entropy, row_max, log_sum, grad_logprob, grad_entropy, p)
         return grad, None, None

@@ -11,14 +11,10 @@ from planted import with_bug
 
 from paras2s_kernels.gpu import token_logprob as kernel
 
-_ROWS = {
-    name: "*fp32" for name in ("logprob", "entropy", "row_max", "log_sum", "grad_logprob", "grad_entropy")
-}
+_ROWS = {name: "*fp32" for name in ("logprob", "entropy", "row_max", "log_sum", "grad_logprob", "grad_entropy")}
 
 
-def _build(
-    function: Any, capability: int, dtype: str, block: int, num_warps: int, stride: str = "i32"
-) -> Resources:
+def _build(function: Any, capability: int, dtype: str, block: int, num_warps: int, stride: str = "i32") -> Resources:
     types = {"logits": f"*{dtype}", "grad": f"*{dtype}", "ids": "*i64", "row_stride": stride, "vocab": "i32"}
     types |= _ROWS | {"inv_temperature": "fp32"}
     arguments = {name: types[name] for name in function.arg_names if name in types}

@@ -105,9 +105,7 @@ def test_through_the_public_function() -> None:
 
 
 def test_bf16_repair_rounds_as_torch_does() -> None:
-    special = torch.tensor(
-        [3.4e38, 1.00390625, 1.01171875, -0.0, float("inf"), float("nan"), 1e-40]
-    )  # two ties
+    special = torch.tensor([3.4e38, 1.00390625, 1.01171875, -0.0, float("inf"), float("nan"), 1e-40])  # two ties
     values = torch.cat([torch.randn(4000) * 10.0 ** torch.randint(-30, 30, (4000,)), special])
     want = values.bfloat16()
     got = torch.from_numpy(interpreter_bf16.nearest(values.numpy()))

@@ -29,9 +29,7 @@ class Resources:
     ttir: str
 
 
-def compile_for(
-    capability: int, kernel: Any, arguments: dict[str, str], constants: dict[str, Any], num_warps: int
-) -> Resources:
+def compile_for(capability: int, kernel: Any, arguments: dict[str, str], constants: dict[str, Any], num_warps: int) -> Resources:
     """`arguments` are {name: Triton type}. Pointers count as 16-byte aligned, as torch allocates them."""
     aligned = {
         (index,): [["tt.divisibility", 16]]
@@ -48,15 +46,11 @@ def compile_for(
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(built.asm["cubin"])
-        listing = subprocess.run(
-            [CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True
-        ).stdout
+        listing = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)}
     return Resources(usage["REG"], usage["LOCAL"], usage["STACK"], built.metadata.shared, built.asm["ttir"])
 
 
 def check_fits(resources: Resources, capability: int) -> None:
     assert resources.spilled == 0 and resources.stack == 0, f"spills: {resources}"
-    assert resources.shared <= SHARED_LIMIT[capability], (
-        f"{resources.shared} bytes of shared memory on sm_{capability}"
-    )
+    assert resources.shared <= SHARED_LIMIT[capability], f"{resources.shared} bytes of shared memory on sm_{capability}"

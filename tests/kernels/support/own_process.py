@@ -11,9 +11,7 @@ from pathlib import Path
 
 def run_cases(case_file: Path, scratch: Path, *, interpret: bool) -> int:
     """How many cases passed; AssertionError with the output unless all did and none was left out."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("PARAS2S_KERNELS")
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PARAS2S_KERNELS")}
     environment |= {
         "TRITON_INTERPRET": "1" if interpret else "0",
         "TRITON_CACHE_DIR": str(scratch),  # an empty cache: the compiler really runs
@@ -37,7 +35,5 @@ def run_cases(case_file: Path, scratch: Path, *, interpret: bool) -> int:
     output = done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0 and passed, f"{case_file.name} failed in its own process:\n{output}"
-    assert not re.search(r"\d+ (skipped|xfailed|deselected)", done.stdout), (
-        f"{case_file.name} left cases out:\n{output}"
-    )
+    assert not re.search(r"\d+ (skipped|xfailed|deselected)", done.stdout), f"{case_file.name} left cases out:\n{output}"
     return int(passed[1])

@@ -49,9 +49,7 @@ def make_case(
         if rows > 1:
             logits[1, ids[1]] = NEG_INF
     logits = logits.to(dtype)[:, :vocab]
-    return Case(
-        logits, ids, temperature, torch.randn(rows, generator=draw), torch.randn(rows, generator=draw)
-    )
+    return Case(logits, ids, temperature, torch.randn(rows, generator=draw), torch.randn(rows, generator=draw))
 
 
 def exact(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,21 +109,13 @@ def check_close(case: Case, logprob: Tensor, entropy: Tensor, grad: Tensor) -> N
     dtype = case.logits.dtype
     assert logprob.dtype == entropy.dtype == torch.float32 and grad.dtype == dtype
     # inputs are exact in every dtype and the sums are float32, so a half dtype has no excuse here
-    torch.testing.assert_close(
-        logprob.double(), want_logprob, rtol=1e-5, atol=5e-6, msg=lambda m: f"logprob: {m}"
-    )
-    torch.testing.assert_close(
-        entropy.double(), want_entropy, rtol=1e-5, atol=1e-5, msg=lambda m: f"entropy: {m}"
-    )
-    torch.testing.assert_close(
-        grad.double(), want_grad, rtol=GRAD_RTOL[dtype], atol=GRAD_ATOL[dtype], msg=lambda m: f"gradient: {m}"
-    )
+    torch.testing.assert_close(logprob.double(), want_logprob, rtol=1e-5, atol=5e-6, msg=lambda m: f"logprob: {m}")
+    torch.testing.assert_close(entropy.double(), want_entropy, rtol=1e-5, atol=1e-5, msg=lambda m: f"entropy: {m}")
+    torch.testing.assert_close(grad.double(), want_grad, rtol=GRAD_RTOL[dtype], atol=GRAD_ATOL[dtype], msg=lambda m: f"gradient: {m}")
 
 
 def check_against_eager(case: Case, logprob: Tensor, entropy: Tensor, grad: Tensor) -> None:
     """The largest error against float64 is at most twice that of eager torch in the dtype of the logits."""
-    for name, got, plain, want in zip(
-        ("logprob", "entropy", "gradient"), (logprob, entropy, grad), eager(case), exact(case), strict=True
-    ):
+    for name, got, plain, want in zip(("logprob", "entropy", "gradient"), (logprob, entropy, grad), eager(case), exact(case), strict=True):
         ours, theirs = ((value.double() - want).abs().max().item() for value in (got, plain))
         assert ours <= 2 * theirs, f"{name}: error {ours:.3g}, eager loses {theirs:.3g}"

@@ -1,0 +1,156 @@
+"""What `paras2s judge` does: check the inputs, make the judge, go through the pairs, add up."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from paras2s_cli.audio.read import audio_info, read_audio
+from paras2s_cli.data.manifest import JsonlWriter, read_rows_leniently
+from paras2s_cli.data.rows import Judgement, Pair
+from paras2s_cli.errors import TooManyFailed, UsageError
+from paras2s_cli.judge.backends import Say, load_judge
+from paras2s_cli.judge.heard_cache import HeardCache
+from paras2s_cli.judge.scores import (
+    Tally,
+    alone,
+    already_judged,
+    check_same_judge,
+    check_writable,
+    read_scores,
+)
+from paras2s_cli.judge.stages import RATE
+from paras2s_cli.judge.stream import hear_and_score, identity_of, judge_stream, told, who
+from paras2s_cli.judge.windows import AnyPair, sound_seconds
+from paras2s_cli.recipe.load import dump_recipe, load_recipe
+from paras2s_cli.recipe.schema import PolytoneRecipe
+
+Emit = Callable[[Judgement], None]
+Watch = Callable[[int, int], None]
+"""Told how many rows are done, of how many."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options say."""
+
+    recipe: str
+    closed: bool
+    batch: int
+    max_fail: float
+    max_seconds: float
+    allow_outside: bool
+
+    def load_recipe(self) -> PolytoneRecipe:
+        return load_recipe(self.recipe, [], PolytoneRecipe)
+
+
+def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judgement:
+    """One pair. Raises UsageError for audio that cannot be read, before anything is made."""
+    recipe = settings.load_recipe()
+    waves = _read(query, settings), _read(answer, settings)
+    judge = load_judge(recipe, say)
+    cache = HeardCache(judge.listener.name, say)
+    heard = hear_and_score(judge, cache, [waves], closed=settings.closed)[0]
+    names = {"query": str(query), "system": str(answer), "answer": str(answer)}
+    return Judgement.model_validate(names | {"judge": who(judge, settings.closed)} | told(*heard))
+
+
+def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Emit, say: Say, watch: Watch) -> Tally:
+    """The pairs of a manifest (`-`: stdin), in order: appended to `out`, or told to `emit` where that is None.
+
+    Rows that `out` has already are passed over. Raises UsageError, having written nothing, for a manifest or an
+    `out` that cannot be used.
+    """
+    recipe, (rows, folder) = settings.load_recipe(), _read_manifest(manifest, settings)
+    if out is not None:
+        check_writable(out, manifest)
+        already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows])
+    judge = load_judge(recipe, say)
+    cache = HeardCache(judge.listener.name, say)
+    if out is not None:
+        check_same_judge(out, read_scores(out), who(judge, settings.closed))
+    with _opened(out) as writer:
+        scores = read_scores(out) if out is not None else []
+        done = [False] * len(rows)
+        if out is not None and scores:
+            done = already_judged(out, scores, [identity_of(row, folder) for row in rows])
+            say(_where(out, done))
+        tally = Tally(scores)
+        stream = judge_stream(
+            judge,
+            cache,
+            rows,
+            done,
+            folder=folder,
+            closed=settings.closed,
+            max_seconds=settings.max_seconds,
+            batch=settings.batch,
+        )
+        watch(tally.total, len(rows))
+        with contextlib.closing(stream):
+            for row in stream:
+                writer.write(row) if writer is not None else emit(row)
+                tally.add(row.score, row.failure)
+                watch(tally.total, len(rows))
+    say(f"{cache.found} of {len(cache.asked)} utterances from the cache")
+    say(str(tally))
+    return tally
+
+
+def check_failures(tally: Tally, max_fail: float) -> None:
+    """Raises TooManyFailed if more than this share of the rows has no score."""
+    if tally.failed > max_fail * tally.total:
+        raise TooManyFailed(
+            f"{tally.failed} of {tally.total} pairs have no score, more than --max-fail {max_fail:g} allows; each row says why"
+        )
+
+
+def plan_pair(query: Path, answer: Path, settings: Settings) -> str:
+    """The resolved recipe and what would be listened to."""
+    recipe = settings.load_recipe()
+    seconds = [audio_info(path).seconds or 0.0 for path in (query, answer)]
+    return f"{dump_recipe(recipe)}# 1 pair, {sum(seconds):.1f} s of sound"
+
+
+def plan_manifest(manifest: str, out: Path | None, settings: Settings) -> str:
+    """The resolved recipe, how many pairs there are and are left, and how much sound that is."""
+    recipe, (rows, folder) = settings.load_recipe(), _read_manifest(manifest, settings)
+    done = [False] * len(rows)
+    if out is not None:
+        check_writable(out, manifest)
+        done = already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows])
+    left = [row for row, was in zip(rows, done, strict=True) if not was]
+    minutes = sum(map(sound_seconds, left)) / 60
+    bad = sum(not isinstance(row, Pair) for row in left)
+    words = f"{len(rows)} pairs, {len(left)} to judge, {minutes:.1f} minutes of sound"
+    return f"{dump_recipe(recipe)}# {words}" + (f"; {bad} bad rows" if bad else "")
+
+
+def _read(path: Path, settings: Settings) -> np.ndarray:
+    return read_audio(path, rate=RATE, max_seconds=settings.max_seconds)
+
+
+def _read_manifest(manifest: str, settings: Settings) -> tuple[list[AnyPair], Path]:
+    rows = list(read_rows_leniently(manifest, Pair, allow_outside=settings.allow_outside))
+    if not rows:
+        raise UsageError(f"{'stdin' if manifest == '-' else manifest} holds no pairs; write one JSON row a line")
+    return rows, (Path.cwd() if manifest == "-" else Path(manifest).parent).resolve()
+
+
+@contextlib.contextmanager
+def _opened(out: Path | None) -> Iterator[JsonlWriter | None]:
+    if out is None:
+        yield None
+        return
+    # Locked before it is opened: opening may cut a torn line, which another process may be writing.
+    with alone(out), JsonlWriter(out) as writer:
+        yield writer
+
+
+def _where(out: Path, done: Sequence[bool]) -> str:
+    if all(done):
+        return f"{out} holds all {len(done)} judgements already"
+    return f"{out} holds {sum(done)} of {len(done)} judgements; going on from row {done.index(False) + 1}"

@@ -1,0 +1,141 @@
+"""`paras2s judge`: one pair, a manifest of pairs, or the judge's scores beside people's."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from paras2s_cli.data.rows import Judgement
+    from paras2s_cli.judge.run import Settings
+
+WAYS = "name two audio files (paras2s judge query.wav answer.wav), or one manifest of pairs (paras2s judge pairs.jsonl; - for stdin)"
+AUDIO = (".wav", ".flac", ".ogg", ".mp3")
+
+
+class Output(StrEnum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+
+
+def judge(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="QUERY ANSWER | PAIRS.jsonl | -",
+            help="Two audio files, or a manifest of pairs; with --agree, scores.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Append the rows to this file; it is gone on with.")] = None,
+    output: Annotated[
+        Output | None,
+        typer.Option("--output", help="How to print: table for a pair, jsonl for a manifest if not said."),
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="The judge: a recipe's name or path.")] = "pocket",
+    agree: Annotated[
+        Path | None,
+        typer.Option("--agree", help="Compare scores with this CSV of people's (query, system or id; score)."),
+    ] = None,
+    closed: Annotated[
+        bool,
+        typer.Option("--closed", help="The answers come from a model of the judge's world: else is garbled."),
+    ] = False,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Rows that are judged at a time.")] = 64,
+    max_fail: Annotated[float, typer.Option("--max-fail", min=0, max=1, help="Exit 3 if more rows than this have no score.")] = 0.5,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", min=0.001, help="The longest audio that is heard, in seconds.")] = 600.0,
+    allow_outside: Annotated[bool, typer.Option("--allow-outside", help="Paths may leave the manifest's folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Hear a query and an answer, and say how well they fit: content, style and both, 1 to 5, and why."""
+    from paras2s_cli.errors import UsageError
+    from paras2s_cli.judge.run import Settings
+
+    names = files or []
+    settings = Settings(recipe, closed, batch, max_fail, max_seconds, allow_outside)
+    if agree is not None:
+        if len(names) != 1 or out is not None or dry_run:
+            raise UsageError("--agree compares one file of scores: paras2s judge scores.jsonl --agree humans.csv")
+        _agree(Path(names[0]), agree, output or Output.table)
+    elif len(names) == 2 and not names[0].endswith(".jsonl"):
+        if out is not None:
+            raise UsageError("-o goes with a manifest of pairs; the judgement of two files is printed (> FILE)")
+        _pair(Path(names[0]), Path(names[1]), output or Output.table, settings, dry_run)
+    elif len(names) == 1 and not names[0].lower().endswith(AUDIO):
+        if out is not None and output not in (None, Output.jsonl):
+            raise UsageError(f"with -o the rows go to {out} as JSONL; leave out --output {output}")
+        _manifest(names[0], out, output or Output.jsonl, settings, dry_run)
+    else:
+        given = f"{len(names) or 'no'} {'file was' if len(names) < 2 else 'files were'} given"
+        raise UsageError(f"{given}: {WAYS}")
+
+
+def _pair(query: Path, answer: Path, output: Output, settings: Settings, dry_run: bool) -> None:
+    from paras2s_cli.judge.output import say, write_json, write_row, writing_stdout
+    from paras2s_cli.judge.run import judge_pair, plan_pair
+
+    if dry_run:
+        print(plan_pair(query, answer, settings))
+        return
+    row = judge_pair(query, answer, settings, say)
+    if output is Output.table:
+        from paras2s_cli.judge.show import print_pair
+
+        with writing_stdout():
+            print_pair(row.model_dump(mode="json"))
+    elif output is Output.json:
+        write_json(row.model_dump(mode="json"))
+    else:
+        write_row(row)
+
+
+def _manifest(manifest: str, out: Path | None, output: Output, settings: Settings, dry_run: bool) -> None:
+    from paras2s_cli.judge.output import bar, say, write_json, write_row, writing_stdout
+    from paras2s_cli.judge.run import check_failures, judge_manifest, plan_manifest
+
+    if dry_run:
+        print(plan_manifest(manifest, out, settings))
+        return
+    rows: list[dict[str, Any]] = []
+    streams = output is Output.jsonl
+
+    def emit(row: Judgement) -> None:
+        if streams:
+            write_row(row)
+        else:
+            rows.append(row.model_dump(mode="json"))
+
+    with bar("judging", rows_on_stdout=streams and out is None) as watch:
+        tally = judge_manifest(manifest, out, settings, emit, say, watch)
+    if output is Output.json:
+        write_json(rows)
+    elif output is Output.table:
+        from paras2s_cli.judge.show import print_rows
+
+        with writing_stdout():
+            print_rows(rows)
+    check_failures(tally, settings.max_fail)
+
+
+def _agree(scores: Path, humans: Path, output: Output) -> None:
+    from paras2s_cli.errors import UsageError
+    from paras2s_cli.judge.agreement import correlate, match_humans
+    from paras2s_cli.judge.output import write_json, write_row, writing_stdout
+    from paras2s_cli.judge.scores import read_scores
+
+    if not scores.exists():
+        raise UsageError(f"{scores} does not exist; make it with paras2s judge pairs.jsonl -o {scores}")
+    figures = correlate(match_humans(read_scores(scores), humans))
+    if output is Output.table:
+        from paras2s_cli.judge.show import print_agreement
+
+        with writing_stdout():
+            print_agreement(figures)
+    elif output is Output.json:
+        write_json(figures)
+    else:
+        write_row(figures)

@@ -1,0 +1,98 @@
+"""Prompts and answers, id by id, as Kimi-Audio lays them out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from naive_lm import NaiveLM
+from tiny_lm import CODES, double, random_frames, tiny_model
+
+from paras2s_cli.models.prompt import answer_hidden, codes_of, spoken_answers, spoken_queries
+from paras2s_cli.models.speech_lm import Streams
+
+MODEL = tiny_model()
+S, CONFIG = MODEL.specials, MODEL.config
+B, OFFSET = S.blank, CONFIG.kimia_token_offset
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_prompt(written: bool) -> None:
+    tables = random_frames([9, 4, 8])
+    streams = spoken_queries(tables, CONFIG, S, answer_in_text=written)
+    kind = S.speech_ct if written else S.speech_ctd
+    for i, codes in enumerate((3, 1, 2)):  # four frames of 20 ms a code, the last ones perhaps not full
+        row = [S.user_start, S.media_begin, *[B] * codes, S.media_end, kind, S.msg_end, S.assistant_start]
+        padding = 3 - codes
+        assert streams.audio[i].tolist() == [B] * padding + row
+        assert streams.valid[i].tolist() == [False] * padding + [True] * len(row)
+        assert streams.continuous[i].tolist() == [False] * (padding + 2) + [True] * codes + [False] * 4
+        flat = streams.features[i].flatten(0, 1).numpy()  # type: ignore[index]
+        np.testing.assert_array_equal(flat[: len(tables[i])], tables[i])
+        assert not flat[len(tables[i]) :].any()
+    assert (streams.text == B).all()
+
+
+def test_repeat_puts_a_row_beside_its_copies() -> None:
+    streams = spoken_queries(random_frames([9, 4]), CONFIG, S)
+    wide = streams.repeat(3)
+    for name in ("audio", "text", "valid", "continuous", "features"):
+        once, thrice = getattr(streams, name), getattr(wide, name)
+        assert len(thrice) == 6
+        for row in range(6):
+            assert torch.equal(thrice[row], once[row // 3])
+
+
+def test_answers() -> None:
+    made = spoken_answers([[30, 31], [32], [30, 31, 32, 33, 34, 35]], [[5, 0, 19], None, [7]], CONFIG, S)
+    assert made.audio.tolist() == [
+        [B, B, B, OFFSET + 5, OFFSET, OFFSET + 19, S.media_end],
+        [B] * 7,
+        [B, B, B, OFFSET + 7, S.media_end, B, B],
+    ]
+    assert made.text.tolist() == [
+        [30, 31, S.text_eos, B, B, B, B],
+        [32, S.text_eos, B, B, B, B, B],
+        [30, 31, 32, 33, 34, 35, S.text_eos],
+    ]
+    assert made.audio_free.int().tolist() == [[0, 0, 0, 1, 1, 1, 1], [0] * 7, [0, 0, 0, 1, 1, 0, 0]]
+    assert made.text_free.int().tolist() == [[1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [1] * 7]
+    assert made.valid.int().tolist() == [[1] * 7, [1, 1, 0, 0, 0, 0, 0], [1] * 7]
+
+
+def test_codes_come_back() -> None:
+    rng = np.random.default_rng(2)
+    codes = [rng.integers(0, CODES, n) for n in (1, 6, 0, 11)]
+    made = spoken_answers([[30]] * 4, codes, CONFIG, S)
+    for found, given in zip(codes_of(made, CONFIG), codes, strict=True):
+        assert found.dtype == np.int64
+        np.testing.assert_array_equal(found, given)
+    for found, given in zip(codes_of(made.select(torch.tensor([3, 1])), CONFIG), (codes[3], codes[1]), strict=True):
+        np.testing.assert_array_equal(found, given)
+
+
+@torch.no_grad()
+def test_the_hidden_state_before_a_position_predicts_it() -> None:
+    model = tiny_model().double()
+    naive = NaiveLM(model)
+    lengths, texts, codes = [9, 20], [[30, 31], [32, 33, 34]], [[5, 0, 19, 4], [7]]
+    prompts, answers = double(spoken_queries(random_frames(lengths), CONFIG, S)), spoken_answers(texts, codes, CONFIG, S)
+    text, audio = answer_hidden(model, prompts, answers)
+    assert text.shape == audio.shape == (2, 8, 32)
+    for i in range(2):
+        n = int(answers.valid[i].sum())
+        row = Streams(
+            *(
+                torch.cat([p[i : i + 1], a[i : i + 1, :n]], 1)
+                for p, a in (
+                    (prompts.audio, answers.audio),
+                    (prompts.text, answers.text),
+                    (prompts.valid, answers.valid),
+                    (prompts.continuous, torch.zeros_like(answers.valid)),
+                )
+            ),
+            prompts.features[i : i + 1],
+        )  # type: ignore[index]
+        wanted_text, wanted_audio = naive.row(row, 0)
+        np.testing.assert_allclose((text[i, :n] @ model.lm_head.weight.T).numpy(), wanted_text[-n - 1 : -1], atol=1e-5)
+        np.testing.assert_allclose((audio[i, :n] @ model.mimo_output.weight.T).numpy(), wanted_audio[-n - 1 : -1], atol=1e-5)
