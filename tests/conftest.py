@@ -37,7 +37,7 @@ def pocket_judge(pocket_world: PocketWorld) -> Judge:
 
 @pytest.fixture(scope="session")
 def silent_world() -> PocketWorld:
-    """The whole world with nothing rendered: rows and rules are real; features are zeros and codes are random, different for each answer."""
+    """The whole world with nothing rendered: rows and rules are real, features are zeros, codes are random and all different."""
     from paras2s_cli.audio.features import SIZE
     from paras2s_cli.data.worlds import Spoken
     from paras2s_cli.pocket import build, plan

@@ -86,6 +86,7 @@ class DistillRecipe(Recipe):
     temperature: float = Field(1.0, gt=0)
     train: Train
     floor: float = Field(0.8, ge=-1, le=1)
+    """-1 switches it off."""
 
 
 class Grpo(RecipeBase):

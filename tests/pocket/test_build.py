@@ -71,7 +71,7 @@ def test_a_second_run_renders_nothing_and_two_at_once_render_once(tmp_path: Path
     assert stamps == {path: path.stat().st_mtime_ns for path in runs.cache.rglob("*") if path.is_file()}
 
     (folder,) = (marker.parent for marker in runs.complete())
-    rows = [json.loads(line) for line in open(folder / "manifest.jsonl")]
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     for row in rows:
         wave, rate = soundfile.read(folder / row["audio"])
         assert rate == 16000 and 0.3 < len(wave) / rate < 6 and np.abs(wave).max() > 0.01
