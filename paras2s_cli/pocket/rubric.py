@@ -38,7 +38,7 @@ def fit(world: World, style: str, topic: str, answer: AnswerText, tone: str) -> 
         why += f", and it speaks of the {answer.topic} instead of the {topic}"
     manner, how = rules.tone[tone]
     mean = world.overall.content * content + world.overall.tone * manner
-    score = min(_round_half_down(mean), min(content, manner) + world.overall.slack)
+    score = min(_round_half_down(mean), content, manner + world.overall.slack)
     return Verdict(content=content, style=manner, score=score, reason=f"{_sentence(why)} {_sentence(how)}")
 
 

@@ -72,9 +72,10 @@ def test_the_bound_of_the_fit_is_what_was_told(listener: SmallListener) -> None:
 
 
 def test_tones_compete_within_their_role(listener: SmallListener) -> None:
-    toned = listener.listen([np.random.default_rng(0).normal(size=16000).astype(np.float32) * 0.1], "query")[0].toned
-    assert sum(toned.tones[t] for t in KNOWN.query_tones) == pytest.approx(1, abs=1e-5)
-    assert sum(toned.tones[t] for t in KNOWN.answer_tones) == pytest.approx(1, abs=1e-5)
+    wave = np.random.default_rng(0).normal(size=16000).astype(np.float32) * 0.1
+    for role, tones in (("query", KNOWN.query_tones), ("answer", KNOWN.answer_tones)):
+        toned = listener.listen([wave], role)[0].toned
+        assert list(toned.tones) == tones and sum(toned.tones.values()) == pytest.approx(1, abs=1e-5)
     assert sum(toned.age.values()) == pytest.approx(1, abs=1e-5) == pytest.approx(sum(toned.sex.values()), abs=1e-5)
 
 

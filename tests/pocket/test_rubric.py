@@ -32,10 +32,10 @@ def graded(
     [
         ("happy", "celebrate", "cheerful", 5, 5, 5),
         ("happy", "marvel", "gentle", 4, 3, 4),  # 2.4 + 1.2 = 3.6
-        ("happy", "celebrate", "serious", 5, 1, 3),  # 3.0 + 0.4 = 3.4
-        ("happy", "note", "cheerful", 3, 5, 4),  # 1.8 + 2.0 = 3.8
-        ("happy", "guard", "cheerful", 1, 5, 3),  # 0.6 + 2.0 = 2.6
-        ("happy", "inform", "serious", 2, 1, 2),  # 1.2 + 0.4 = 1.6
+        ("happy", "celebrate", "serious", 5, 1, 2),  # 3.0 + 0.4 = 3.4, and one above the tone at most
+        ("happy", "note", "cheerful", 2, 5, 2),  # 1.2 + 2.0 = 3.2, and not above the content
+        ("happy", "guard", "cheerful", 1, 5, 1),  # 0.6 + 2.0 = 2.6, and not above the content
+        ("happy", "inform", "serious", 3, 1, 2),  # 1.8 + 0.4 = 2.2
         ("happy", "guard", "serious", 1, 1, 1),
         ("sarcastic", "celebrate", "cheerful", 1, 1, 1),
         ("sarcastic", "hear_irony", "calm", 5, 5, 5),
@@ -57,8 +57,9 @@ def with_overall(**change: float) -> World:
     [
         ("marvel", "cheerful", 4),  # 4.5
         ("celebrate", "amazed", 4),  # 4.5
-        ("inform", "cheerful", 3),  # 3.5
-        ("inform", "serious", 1),  # 1.5
+        ("inform", "cheerful", 3),  # 4.0, and not above the content
+        ("note", "gentle", 2),  # 2.5
+        ("note", "serious", 1),  # 1.5
         ("celebrate", "cheerful", 5),
     ],
 )
@@ -70,12 +71,12 @@ def test_halves_are_rounded_down(kind: str, tone: str, total: int) -> None:
 def test_neither_side_can_buy_off_the_other() -> None:
     strict = with_overall(slack=1)
     assert fit(strict, "happy", "lake", AnswerText("", "", "celebrate", "lake"), "serious").score == 2
-    assert fit(strict, "happy", "lake", AnswerText("", "", "guard", "lake"), "cheerful").score == 2
+    assert fit(strict, "happy", "lake", AnswerText("", "", "guard", "lake"), "cheerful").score == 1
 
 
 def test_an_answer_about_another_topic_loses_two_points_of_content_and_says_so() -> None:
     found = fit(RULES, "happy", "party", AnswerText("", "", "celebrate", "lake"), "cheerful")
-    assert (found.content, found.style, found.score) == (3, 5, 4)
+    assert (found.content, found.style, found.score) == (3, 5, 3)
     assert "speaks of the lake instead of the party" in found.reason
     assert fit(RULES, "happy", "party", AnswerText("", "", "guard", "lake"), "cheerful").content == 1
 
@@ -134,7 +135,7 @@ def test_the_scorer_grades_pair_by_pair() -> None:
     query = Utterance(Heard(NEWS, True), toned(happy=1), "happy")
     answers = [Utterance(Heard(JOY, True), toned(**{tone: 1.0}), tone) for tone in ("cheerful", "serious")]
     found = RubricScorer().score([(query, a) for a in answers], closed=False)
-    assert [v.score for v in found] == [5, 3]
+    assert [v.score for v in found] == [5, 2]
 
 
 def test_the_index_finds_every_text() -> None:

@@ -61,7 +61,8 @@ def test_the_two_styles_of_a_sentence_want_different_answers() -> None:
 def test_every_style_has_several_good_answers_and_a_best_one(style: str) -> None:
     good = {key for key, grade in grades(style).items() if grade >= 4}
     assert len(good) >= 4
-    assert len({kind for kind, _ in good}) >= 2 and len({tone for _, tone in good}) >= 2
+    kinds = 1 if style == "adult" else 2  # a plain question has one kind of good answer, in several tones
+    assert len({kind for kind, _ in good}) >= kinds and len({tone for _, tone in good}) >= 2
     assert max(grades(style).values()) == 5
 
 
