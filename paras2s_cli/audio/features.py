@@ -12,6 +12,7 @@ BANDS = 40
 SIZE = BANDS + 4
 """Features a frame: log-mel bands, log F0, its change, voicing, loudness."""
 _WINDOW = 800
+_LEVEL, _SILENCE = 0.06, 1e-4
 _FFT = 1024
 
 
@@ -33,13 +34,16 @@ def features(wave: np.ndarray) -> np.ndarray:
     """Features of one utterance.
 
     Args:
-        wave: [T] float in -1..1 at 16 kHz, any level.
+        wave: [T] float in -1..1 at 16 kHz. Its level does not matter: a recording's gain says nothing about a speaker.
 
     Returns:
         [ceil(T / HOP), SIZE] float32, each column of the order of 1. Columns: BANDS log-mel bands; log2 F0 relative to 160 Hz (the
         last voiced value held through unvoiced frames); its change a frame; 1 where voiced; log loudness.
     """
     wave = np.asarray(wave, dtype=np.float64)
+    level = float(np.sqrt(np.mean(wave**2))) if len(wave) else 0.0
+    if level > _SILENCE:
+        wave = wave * (_LEVEL / level)
     frames = max(1, -(-len(wave) // HOP))
     padded = np.zeros(frames * HOP + _WINDOW)
     padded[_WINDOW // 2 : _WINDOW // 2 + len(wave)] = wave

@@ -44,7 +44,7 @@ class Rendering:
         return [u for u in self.utterances.values() if u.row["purpose"] == "answer"]
 
 
-RENDERER = 1
+RENDERER = 2
 """Version of everything that a rendered sample or its features depend on: a test fails when they change and this does not."""
 
 

@@ -63,7 +63,10 @@ class Espeak:
 
 
 def _load(folder: str) -> ctypes.CDLL:
-    import espeakng_loader
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise SystemExit(1) from None  # the other side finds the pipe closed and says what to install
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     (Path(folder) / "espeak-ng-data").symlink_to(espeakng_loader.get_data_path())
@@ -73,7 +76,7 @@ def _load(folder: str) -> ctypes.CDLL:
     return library
 
 
-def _speak(library: ctypes.CDLL, text: str, variant: str) -> bytes | None:
+def _speak(library: ctypes.CDLL, text: str, variant: str) -> bytes:
     chunks: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -83,8 +86,8 @@ def _speak(library: ctypes.CDLL, text: str, variant: str) -> bytes | None:
         return 0
 
     library.espeak_SetSynthCallback(collect)
-    if library.espeak_SetVoiceByName(f"en-us+{variant}".encode()) != 0:
-        return None
+    library.espeak_ng_SetRandSeed(1)  # the noise of breathy voices, else seeded by the clock
+    library.espeak_SetVoiceByName(f"en-us+{variant}".encode())
     data = text.encode()
     library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _UTF8, None, None)
     return b"".join(chunks)
@@ -96,11 +99,14 @@ def _serve() -> None:
         library = _load(folder)
         for line in sys.stdin.buffer:
             text, variant = json.loads(line)
+            if not (Path(folder) / "espeak-ng-data" / "voices" / "!v" / variant).is_file():  # the library would take any name
+                sys.stdout.buffer.write(struct.pack("<i", -1))
+                sys.stdout.buffer.flush()
+                continue
             child = os.fork()
             if child == 0:
                 spoken = _speak(library, text, variant)
-                head = struct.pack("<i", -1 if spoken is None else len(spoken))
-                out = memoryview(head + (spoken or b""))
+                out = memoryview(struct.pack("<i", len(spoken)) + spoken)
                 while out:
                     out = out[os.write(1, out) :]
                 os._exit(0)

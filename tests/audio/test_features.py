@@ -50,9 +50,9 @@ def test_pitch_is_held_where_nothing_is_voiced() -> None:
     assert found[[2, -3], PITCH] / 2 == pytest.approx(np.log2(240 / 160), abs=0.1)
 
 
-def test_louder_is_louder_by_as_much() -> None:
-    soft, loud = (features(hum(150, level=level))[10:40, LOUD].mean() for level in (0.05, 0.1))
-    assert (loud - soft) * 4 == pytest.approx(np.log(4), rel=0.02)
+def test_the_level_of_a_recording_does_not_matter() -> None:
+    wave = np.random.default_rng(3).normal(size=16000) * 0.05
+    assert features(4 * wave) == pytest.approx(features(wave), abs=1e-3)
 
 
 def test_a_high_tone_is_in_a_high_band() -> None:

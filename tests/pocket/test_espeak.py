@@ -17,7 +17,6 @@ from paras2s_cli.pocket.world import load_world
 TEXTS = ["I just heard about the party.", "Which bus goes to the museum?", "Really?"]
 
 
-@pytest.mark.xfail(strict=True, reason="espeak-ng seeds the noise of breathy voices by the clock; SetRandSeed in the child cures it")
 def test_the_same_text_gives_the_same_samples_in_any_order_and_any_helper(espeak_helper: Espeak) -> None:
     pairs = [(text, variant) for text in TEXTS for variant in ("m1", "f2")]
     first = {pair: espeak_helper.speak(*pair) for pair in pairs}
@@ -41,7 +40,6 @@ def test_every_variant_of_the_world_is_there_and_is_a_voice_of_its_own(espeak_he
     assert len(set(said.values())) == len(variants)
 
 
-@pytest.mark.xfail(strict=True, reason="espeak-ng takes any variant's name without a word and speaks in the plain voice")
 def test_an_unknown_voice_is_a_usage_error_and_the_helper_goes_on(espeak_helper: Espeak) -> None:
     with pytest.raises(UsageError, match="'nobody'"):
         espeak_helper.speak(TEXTS[0], "nobody")
@@ -55,7 +53,6 @@ def test_the_library_is_in_the_helper_only(espeak_helper: Espeak) -> None:
     assert "libespeak" not in Path("/proc/self/maps").read_text()
 
 
-@pytest.mark.xfail(strict=True, reason="the helper's traceback goes to the user's terminal")
 def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "espeakng_loader.py").write_text("raise ImportError('not installed')\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.getcwd()]))
