@@ -179,7 +179,7 @@ def test_silence_and_noise_as_an_answer_score_one_for_that_reason(pocket_judge: 
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the ears hear no clipping in training: a clipped answer's words are often not recognised")
+@pytest.mark.xfail(strict=False, reason="the ears hear no clipping in training: a clipped answer's words are often not recognised")
 def test_a_clipped_answer_is_judged(pocket_judge: Judge, pocket_world: PocketWorld, queries: list[Spoken]) -> None:
     scores = []
     for query in queries:
@@ -233,7 +233,6 @@ def test_another_rate_and_more_channels_are_judged_alike(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the ears hear one level in training: the tone of a recording 10 dB softer or louder is misheard")
 @pytest.mark.parametrize("gain", [0.3, 3.0])
 def test_the_tone_of_a_recording_at_another_level_is_heard_alike(pocket_judge: Judge, pocket_world: PocketWorld, gain: float) -> None:
     answers = pocket_world.answers()[::9]
