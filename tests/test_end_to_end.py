@@ -82,7 +82,7 @@ def test_bench_without_a_run_says_so(tmp_path: Path) -> None:
 def test_sft_of_the_ears_prints_how_well_they_hear(tmp_path: Path, pocket_judge: object) -> None:
     done = run(tmp_path, "sft", "pocket/polytone")
     figures = dict(line.split("\t") for line in done.stdout.splitlines())
-    assert float(figures["style"]) > 0.85 and float(figures["word_error"]) < 0.05 and float(figures["answer_tone_coded"]) > 0.95
+    assert float(figures["style"]) > 0.85 and float(figures["word_error"]) < 0.05 and float(figures["answer_tone_coded"]) > 0.9
 
 
 def test_sft_of_the_model(tmp_path: Path) -> None:

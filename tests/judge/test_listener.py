@@ -151,7 +151,7 @@ def test_words_and_tones_of_voices_and_sentences_that_it_never_heard(pocket_judg
     assert found["word_error"] < 0.05
     assert found["style"] > 0.9
     assert min(found[f"style_{d}"] for d in ("emotion", "sarcasm", "age", "gender")) > 0.8
-    assert found["answer_tone_coded"] > 0.95 and found["answer_tone_clean"] > 0.95
+    assert found["answer_tone_coded"] > 0.9 and found["answer_tone_clean"] > 0.9
 
 
 @pytest.mark.slow
