@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from paras2s_cli.data.atomic import cannot_write
 from paras2s_cli.data.manifest import row_line
@@ -46,6 +46,18 @@ def writing_stdout() -> Iterator[None]:
         raise cannot_write("the standard output", error) from error
 
 
+def bar_columns() -> tuple[ProgressColumn, ...]:
+    """What every bar shows; its tasks need a field `rate`."""
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
 @contextlib.contextmanager
 def bar(what: str, rows_on_stdout: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and time left, which the yielded function moves: (done, of how many).
@@ -55,16 +67,8 @@ def bar(what: str, rows_on_stdout: bool) -> Iterator[Callable[[int, int], None]]
     if not sys.stderr.isatty() or (rows_on_stdout and sys.stdout.isatty()):
         yield lambda _done, _total: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     # Redirected, stdout's rows would come out on stderr.
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
+    with Progress(*bar_columns(), console=Console(stderr=True), redirect_stdout=False) as progress:
         task = progress.add_task(what, total=None, rate="")
 
         def move(done: int, total: int) -> None:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn
 from rich.table import Table
 
+from paras2s_cli.judge.output import bar_columns
 from paras2s_cli.train.loop import Watch
 
 MONITORS = (
@@ -38,16 +39,7 @@ class Show:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self.progress = Progress(*columns, console=self.console)
+        self.progress = Progress(*bar_columns(), TextColumn("{task.fields[note]}"), console=self.console)
         self.tasks: dict[str, TaskID] = {}
         self.latest: dict[str, float] = {}
         self.totals: dict[str, int] = {}
