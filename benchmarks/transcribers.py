@@ -26,6 +26,7 @@ from paras2s_cli.bench.words import word_errors
 from paras2s_cli.data.worlds import World, load_world
 from paras2s_cli.judge.ears import spell
 from paras2s_cli.judge.listener import SmallListener
+from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.pocket import espeak, render
 from paras2s_cli.pocket.world import load_world as load_rules
 from paras2s_cli.recipe.load import load_recipe
@@ -56,15 +57,13 @@ def ours(listener: SmallListener, *, closed: bool) -> Transcribe:
     return lambda wave: told.listen_features([features(wave)], [""], "query")[0].heard.text
 
 
-def sphinx(texts: Sequence[str] | None) -> Transcribe:
-    """pocketsphinx with a grammar of `texts`, or with its own language model."""
+def sphinx(texts: Sequence[str]) -> Transcribe:
+    """pocketsphinx with a grammar of `texts`."""
     model = get_model_path()
-    common = {"hmm": f"{model}/en-us/en-us", "dict": f"{model}/en-us/cmudict-en-us.dict", "loglevel": "FATAL"}
-    decoder = Decoder(Config(**common, lm=None if texts else f"{model}/en-us/en-us.lm.bin"))
-    if texts:
-        sentences = " | ".join(spell(text) for text in texts)
-        decoder.add_jsgf_string("world", f"#JSGF V1.0; grammar world; public <world> = {sentences};")
-        decoder.activate_search("world")
+    decoder = Decoder(Config(hmm=f"{model}/en-us/en-us", dict=f"{model}/en-us/cmudict-en-us.dict", lm=None, loglevel="FATAL"))
+    sentences = " | ".join(spell(text) for text in texts)
+    decoder.add_jsgf_string("world", f"#JSGF V1.0; grammar world; public <world> = {sentences};")
+    decoder.activate_search("world")
     rng = np.random.default_rng(0)
 
     def transcribe(wave: np.ndarray) -> str:
@@ -123,7 +122,7 @@ def main() -> None:
     measure(table, "pocketsphinx, closed", "validation", known, sphinx(texts))
     for suite, said in (("validation", known), ("outside", unknown)):
         measure(table, "ours, free", suite, said, ours(listener, closed=False))
-        measure(table, "pocketsphinx, free", suite, said, sphinx(None))
+        measure(table, "pocketsphinx, free", suite, said, OpenTranscriber().transcribe)
     Console(width=130).print(table)
 
 

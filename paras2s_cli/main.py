@@ -38,6 +38,10 @@ DISK_TROUBLE = {
 }
 
 
+# oneDNN keeps the compiled form of a thousand shapes, and speech has that many: half a GiB for no time gained. Read when torch starts.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 class LazyGroup(TyperGroup):
     """The verbs by name: listed from VERBS, imported only when one is called."""
 

@@ -21,6 +21,7 @@ TINY = [
     "grpo.group=3",
     "grpo.limit=24",
     "grpo.judge_every=2",
+    "grpo.judge_answers=4",
     "grpo.refit_below=1.0",
     "grpo.refit_steps=2",
     "bench.draws=100",

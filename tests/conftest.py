@@ -46,7 +46,7 @@ def silent_world() -> PocketWorld:
     from paras2s_cli.pocket.world import load_world
 
     rules, rng, utterances = load_world(), np.random.default_rng(0), {}
-    for u in [*plan.queries(rules), *plan.polytone(rules), *plan.answers(rules)]:
+    for u in [*plan.queries(rules), *plan.polytone(rules), *plan.carriers(rules), *plan.answers(rules)]:
         codes = rng.integers(64, size=rng.integers(20, 45)) if u.purpose == "answer" else None
         utterances[u.id] = Spoken(build._row(u), Path(f"{u.id}.wav"), np.zeros((4, SIZE), np.float32), codes)
     codec = Codec(rng.normal(size=(64, BLOCK, 34)).astype(np.float32))

@@ -56,6 +56,10 @@ class World(Protocol):
         """Training sentences, each in every tone of its role."""
         ...
 
+    def carriers(self) -> list[Spoken]:
+        """Training speech on the queries' topics that is no query itself; a base answers and transcribes it too."""
+        ...
+
     def answers(self) -> list[Spoken]:
         """Every answer in every tone."""
         ...

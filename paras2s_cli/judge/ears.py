@@ -1,6 +1,7 @@
 """The two small networks of the pocket judge: one hears words, the other hears tones. They share nothing but their features."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -120,6 +121,7 @@ class Describer(nn.Module):
         return self.tone(h), self.age(h), self.sex(h)
 
 
+@lru_cache(4096)
 def spell(text: str) -> str:
     """A text in LETTERS: lower case, without punctuation, single blanks."""
     kept = "".join(c if c in LETTERS else " " for c in text.lower())

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from paras2s_cli.audio.features import HOP, SIZE, features
 from paras2s_cli.audio.workers import map_in_workers
 from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, pad, spell
+from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 
 _SILENT_RMS = 10 ** (-60 / 20)
@@ -34,9 +35,14 @@ class Knowledge:
 
 
 class SmallListener:
-    """A transcriber and a describer, batched."""
+    """A transcriber and a describer, batched.
+
+    Attributes:
+        open_speech: writes down what is none of the known texts; without it, that is spelled by ear.
+    """
 
     def __init__(self, transcriber: Transcriber, describer: Describer, knowledge: Knowledge, workers: int = 2) -> None:
+        self.open_speech: OpenTranscriber | None = None
         self.transcriber, self.describer, self.knowledge, self.workers = transcriber.eval(), describer.eval(), knowledge, workers
         self.name = knowledge.name
         self._targets = {role: _targets(texts) for role, texts in self._texts().items()}
@@ -62,7 +68,14 @@ class SmallListener:
     def listen(self, waves: Sequence[np.ndarray], role: str) -> list[Utterance]:
         """See `judge.stages.Listener`."""
         tables = [t[:_LONGEST] for t in map_in_workers(features, [w[: _LONGEST * HOP] for w in waves], self.workers)]
-        return self.listen_features(tables, [nothing_in(w, t) for w, t in zip(waves, tables, strict=True)], role)
+        found = self.listen_features(tables, [nothing_in(w, t) for w, t in zip(waves, tables, strict=True)], role)
+        return found if self.open_speech is None else [self._by_words(u, w, self.open_speech) for u, w in zip(found, waves, strict=True)]
+
+    @staticmethod
+    def _by_words(utterance: Utterance, wave: np.ndarray, open_speech: OpenTranscriber) -> Utterance:
+        if utterance.heard.known or not utterance.heard.speech:
+            return utterance
+        return replace(utterance, heard=replace(utterance.heard, text=open_speech.transcribe(wave[: _LONGEST * HOP])))
 
     @torch.no_grad()
     def listen_features(self, tables: Sequence[np.ndarray], nothings: Sequence[str], role: str) -> list[Utterance]:

@@ -54,21 +54,23 @@ class RewardModel(nn.Module):
 
     Args:
         model: the speech LM that the towers start from.
+        ear: what the judge tells tones with; the reward model starts from a copy.
         words: size of the vocabulary of heard words. tones: number of tone probabilities of an `Utterance`.
     """
 
-    def __init__(self, model: SpeechLM, words: int, tones: int, width: int = 256) -> None:
+    def __init__(self, model: SpeechLM, ear: Pooled, words: int, tones: int, width: int = 256) -> None:
         super().__init__()
         self.query, self.answer = Tower(model, width, words, tones), Tower(model, width, words, tones)
         # The trunk hears words twelve times a second; a tone is told from finer and longer movements.
-        self.manner = Pooled(128, width)
-        self.meet = nn.Linear(3 * width, width)
+        self.manner = copy.deepcopy(ear)
+        self.bring = nn.Linear(ear.out.out_features, width)
+        self.asked, self.said, self.both = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
         self.digit = nn.Linear(width, DIGITS)
 
     def queries(self, tables: Sequence[np.ndarray]) -> Tensor:
         """Features [F, SIZE] a query -> [Q, width]."""
         lm = self.query.trunk
-        return self.query(spoken_queries(tables, lm.config, lm.specials)) + self.manner(*pad(tables))
+        return self.query(spoken_queries(tables, lm.config, lm.specials)) + self.bring(F.gelu(self.manner(*pad(tables))))
 
     def answers(self, codes: Sequence[np.ndarray]) -> Tensor:
         """Audio codes [N] an answer -> [A, width]."""
@@ -85,9 +87,9 @@ class RewardModel(nn.Module):
 
     def digits(self, queries: Tensor, answers: Tensor) -> Tensor:
         """Logits of the digits 1..5: [..., width] twice, broadcast -> [..., 5]."""
-        queries, answers = torch.broadcast_tensors(queries, answers)
-        joint = F.dropout(F.gelu(torch.cat([queries, answers, queries * answers], -1)), 0.2, self.training)
-        return self.digit(F.gelu(self.meet(joint))).float()
+        # One layer on [query, answer, query * answer], of which the first two thirds need no pairs.
+        joint = self.asked(F.gelu(queries)) + self.said(F.gelu(answers)) + self.both(F.gelu(queries * answers))
+        return self.digit(F.dropout(F.gelu(joint), 0.2, self.training)).float()
 
     def expected(self, logits: Tensor) -> Tensor:
         """The reward: the expected digit, [..., 5] -> [...]."""

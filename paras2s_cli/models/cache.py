@@ -1,7 +1,36 @@
 """Keys and values of positions already seen."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+
+class KeyValues(Protocol):
+    """What attention asks for the keys and values of positions before its own."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes [B, kv_heads, T, head_dim] in and returns them after all that came before."""
+        ...
+
+
+class Prefix:
+    """One layer's keys and values of a prompt, with gradient: nothing is overwritten. What follows it is not kept."""
+
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+        self.keys, self.values = keys, values
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps the first that it gets; returns what comes later behind that."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+            return keys, values
+        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+
+    def spread(self, group: int) -> "Prefix":
+        """The same for `group` answers to each prompt, side by side."""
+        assert self.keys is not None and self.values is not None
+        return Prefix(self.keys.repeat_interleave(group, 0), self.values.repeat_interleave(group, 0))
 
 
 class LayerCache:

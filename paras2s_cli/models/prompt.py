@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paras2s_cli.models.cache import Prefix
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 from paras2s_cli.models.tokenizer import Specials
@@ -98,17 +99,23 @@ def codes_of(answers: Answers, config: SpeechLMConfig) -> list[np.ndarray]:
 
 
 def answer_hidden(model: SpeechLM, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor]:
-    """Hidden states that predict the answers' positions: text, audio [B, L, D] each, with gradient."""
-    length, width = answers.audio.shape[1], prompts.audio.shape[1]
-    streams = Streams(
-        torch.cat([prompts.audio, answers.audio], 1),
-        torch.cat([prompts.text, answers.text], 1),
-        torch.cat([prompts.valid, answers.valid], 1),
-        torch.cat([prompts.continuous, torch.zeros_like(answers.audio, dtype=torch.bool)], 1),
-        prompts.features,
-    )
-    positions, mask = causal(streams.valid)
+    """Hidden states that predict the answers' positions: text, audio [B, L, D] each, with gradient.
+
+    Args:
+        prompts: as many as there are answers, or a G-th of them: then each is read once for the G answers to it, which stand side by
+            side.
+    """
+    group = len(answers.audio) // len(prompts.audio)
+    positions, mask = causal(prompts.valid)
+    prefix = [Prefix() for _ in range(model.config.num_hidden_layers + model.config.kimia_mimo_layers)]
+    before = model.hidden(model.embed(prompts), positions, mask, prefix)
     # the last position predicts nothing
-    streams_in = model.embed(streams)[:, :-1]
-    text, audio = model.hidden(streams_in, positions[:, :-1], mask[:, :, :-1, :-1])
-    return text[:, width - 1 :][:, :length], audio[:, width - 1 :][:, :length]
+    x = model.model.embed_tokens(answers.audio[:, :-1]) + model.model.embed_tokens(answers.text[:, :-1])
+    length = x.shape[1]
+    first = (positions[:, -1] + 1).repeat_interleave(group)[:, None]
+    look = torch.ones(length, length, dtype=torch.bool, device=x.device).tril().expand(len(x), -1, -1)
+    seen = prompts.valid.repeat_interleave(group, 0)[:, None].expand(-1, length, -1)
+    spread = prefix if group == 1 else [layer.spread(group) for layer in prefix]
+    after = model.hidden(x, first + torch.arange(length, device=x.device), torch.cat([seen, look], 2)[:, None], spread)
+    text, audio = (torch.cat([b[:, -1:].repeat_interleave(group, 0), a], 1) for b, a in zip(before, after, strict=True))
+    return text, audio

@@ -1,14 +1,14 @@
 """The speech LM: one trunk, two branches, two streams (Kimi-Audio's architecture, arXiv 2504.18425, at any size)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paras2s_cli.models.cache import LayerCache
+from paras2s_cli.models.cache import KeyValues, LayerCache
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.layers import Block, rotary
 from paras2s_cli.models.tokenizer import Specials
@@ -143,19 +143,19 @@ class SpeechLM(nn.Module):
             for _ in range(c.num_hidden_layers + c.kimia_mimo_layers)
         ]
 
-    def shared(self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None) -> Tensor:
+    def shared(self, x: Tensor, positions: Tensor, mask: Tensor, caches: Sequence[KeyValues] | None = None) -> Tensor:
         """The layers before the streams part: x [B, T, D] -> [B, T, D]."""
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         for i, layer in enumerate(self.model.layers[: self.config.shared_layers]):
             x = layer(x, cos, sin, mask, caches[i] if caches else None)
         return x
 
-    def hidden(self, x: Tensor, positions: Tensor, mask: Tensor, caches: list[LayerCache] | None = None) -> tuple[Tensor, Tensor]:
+    def hidden(self, x: Tensor, positions: Tensor, mask: Tensor, caches: Sequence[KeyValues] | None = None) -> tuple[Tensor, Tensor]:
         """Normed hidden states of both branches.
 
         Args:
             x: [B, T, D] embeddings. positions: [B, T] int64. mask: [B, 1, T, S] bool, True where a query may look.
-            caches: of `caches()`; S counts what they hold.
+            caches: one a layer, as in `caches()`; S counts what they hold.
 
         Returns:
             text, audio: [B, T, D] each.

@@ -39,6 +39,10 @@ class Rendering:
         """Every training sentence in every tone."""
         return [u for u in self.utterances.values() if u.row["purpose"] == "polytone"]
 
+    def carriers(self) -> list[Spoken]:
+        """Training speech on the topics that is no query."""
+        return [u for u in self.utterances.values() if u.row["purpose"] == "carrier"]
+
     def answers(self) -> list[Spoken]:
         """Every answer text in every tone of the assistant."""
         return [u for u in self.utterances.values() if u.row["purpose"] == "answer"]
@@ -78,7 +82,7 @@ def is_rendered() -> bool:
 def _render_all(folder: Path, workers: int, progress: Progress | None) -> None:
     here = load_world()
     (folder / "audio").mkdir(parents=True)
-    utterances = [*plan.queries(here), *plan.polytone(here), *plan.answers(here)]
+    utterances = [*plan.queries(here), *plan.polytone(here), *plan.carriers(here), *plan.answers(here)]
     groups: dict[tuple[str, str], list[plan.Utterance]] = defaultdict(list)
     for utterance in utterances:
         groups[utterance.text, utterance.voice.variant].append(utterance)

@@ -44,6 +44,9 @@ class PocketWorld:
     def polytone(self) -> list[Spoken]:
         return self.rendering.polytone()
 
+    def carriers(self) -> list[Spoken]:
+        return self.rendering.carriers()
+
     def answers(self) -> list[Spoken]:
         return list(self._answers.values())
 
@@ -69,7 +72,7 @@ class PocketWorld:
 
     def random_answer(self, query: Spoken, rng: np.random.Generator, *, same_topic: bool = True) -> Spoken:
         topics, kinds, tones = self.rules.topics, list(self.rules.answers), self.rules.tones
-        topic = self._sentence(query).topic if same_topic else topics[rng.integers(len(topics))]
+        topic = self._topic(query) if same_topic else topics[rng.integers(len(topics))]
         return self._answers[kinds[rng.integers(len(kinds))], topic, tones[rng.integers(len(tones))]]
 
     def truth(self, query: Spoken, answer: Spoken | None) -> float:
@@ -100,6 +103,13 @@ class PocketWorld:
                 top = max(grades.values())
                 found[sentence.name, style] = [self._answers[key] for key, grade in grades.items() if grade == top]
         return found
+
+    def _topic(self, spoken: Spoken) -> str:
+        return self._carried[spoken.row["sentence"]] if spoken.row["purpose"] == "carrier" else self._sentence(spoken).topic
+
+    @cached_property
+    def _carried(self) -> dict[str, str]:
+        return {c.name: c.topic for c in self.rules.carrier_texts()}
 
     def _sentence(self, query: Spoken) -> Sentence:
         return index().sentences[spell(query.row["text"])]

@@ -10,6 +10,9 @@ from paras2s_cli.pocket.world import Sentence, Split, Style, Voice, World
 TAKES: dict[Split, int] = {"train": 6, "validation": 3, "test": 3}
 """Speakers that say each (sentence, style) of a split."""
 
+CARRIER_TAKES = 3
+"""Speakers that say each carrier sentence."""
+
 
 @dataclass(frozen=True)
 class Utterance:
@@ -90,6 +93,34 @@ def polytone(world: World) -> list[Utterance]:
                     split="train",
                     purpose="polytone",
                     sentence=sentence,
+                )
+            )
+    return found
+
+
+def carriers(world: World) -> list[Utterance]:
+    """Every carrier sentence by several training speakers, each in a tone of its own."""
+    tones = ["neutral", *world.query_tones()]
+    speakers = sorted(world.voices["train"].items())
+    found = []
+    for carrier in world.carrier_texts():
+        rng = np.random.default_rng(_seed(carrier.name))
+        for take, place in enumerate(rng.choice(len(speakers), CARRIER_TAKES, replace=False)):
+            name, voice = speakers[place]
+            tone = tones[rng.integers(len(tones))]
+            found.append(
+                Utterance(
+                    id=f"{carrier.name}.{take}",
+                    text=carrier.text,
+                    voice=voice,
+                    speaker=name,
+                    style=tone,
+                    tone=tone,
+                    child=bool(rng.random() < 0.2),
+                    varies=True,
+                    split="train",
+                    purpose="carrier",
+                    sentence=carrier.name,
                 )
             )
     return found

@@ -108,12 +108,22 @@ class AnswerText:
     topic: str
 
 
+@dataclass(frozen=True)
+class CarrierText:
+    """One text about a topic that is neither a query nor an answer."""
+
+    name: str
+    text: str
+    topic: str
+
+
 class World(_Part):
     """world.yaml, checked."""
 
     topics: list[str]
     frames: dict[str, Frame]
     splits: Held
+    carriers: list[str]
     answers: dict[str, str]
     tones: list[str]
     fits: dict[str, Fit]
@@ -144,6 +154,14 @@ class World(_Part):
                 text = frame.text.format(topic=topic)
                 found.append(Sentence(f"{name}-{topic}", text, name, topic, frame.dimension, frame.contrast, split))
         return found
+
+    def carrier_texts(self) -> list[CarrierText]:
+        """Every carrier sentence."""
+        return [
+            CarrierText(f"carrier{number}-{topic}", text.format(topic=topic), topic)
+            for number, text in enumerate(self.carriers)
+            for topic in self.topics
+        ]
 
     def answer_texts(self) -> list[AnswerText]:
         """Every answer text."""

@@ -44,6 +44,7 @@ class Demonstrations(RecipeBase):
     tone_deaf: float = Field(ge=0, le=1)
     transcriptions: float = Field(0.0, ge=0, le=1)
     readings: float = Field(0.0, ge=0, le=1)
+    carriers: float = Field(0.0, ge=0, le=1)
 
 
 class Shape(RecipeBase):
@@ -101,8 +102,8 @@ class Grpo(RecipeBase):
     clip: float = Field(0.2, gt=0)
     text_weight: float = Field(1.0, ge=0)
     limit: int = Field(56, ge=8)
-    judge_every: int = Field(20, ge=1)
-    judge_prompts: int = Field(32, ge=1)
+    judge_every: int = Field(5, ge=1)
+    judge_answers: int = Field(16, ge=1)
     refit_below: float = Field(0.75, ge=-1, le=1)
     refit_steps: int = Field(20, ge=0)
 

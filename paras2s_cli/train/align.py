@@ -11,6 +11,7 @@ from torch import Tensor
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import Spoken, World, load_world
 from paras2s_cli.errors import Paras2sError
+from paras2s_cli.judge.listener import SmallListener
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.models.folder import load_model, save_model
@@ -41,6 +42,7 @@ class Run:
     say: Say
     watch: WatchOf
     world: World
+    listener: SmallListener
     judge: Judge
 
 
@@ -49,7 +51,8 @@ def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf) -> Run:
     torch.set_num_threads(recipe.threads)
     count = watch("render")
     world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
-    return Run(recipe, out, say, watch, world, Judge(load_listener(recipe.judge, world, say, watch), world.scorer()))
+    listener = load_listener(recipe.judge, world, say, watch)
+    return Run(recipe, out, say, watch, world, listener, Judge(listener, world.scorer()))
 
 
 def warm_model(run: Run) -> tuple[SpeechLM, TextTokenizer]:
@@ -68,7 +71,7 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
 
     settings = run.recipe.reward.model_copy(update={"seed": run.recipe.seed})
     lessons = Lessons(run.judge, vocabulary_of(run.world), [*run.world.query_tones, *run.world.answer_tones])
-    reward = make_reward_model(warm, run.world, settings.seed)
+    reward = make_reward_model(warm, run.listener, run.world, settings.seed)
     folder = run.out / "reward" / "model"
     if not is_complete(folder):
         run.say(f"distilling the judge into a reward model: {folder} is not there")

@@ -28,7 +28,7 @@ def load_base(recipe: BaseRecipe, world: World, say: Say, watch: WatchOf | None 
         with folder_lock(final):
             if not is_complete(final):
                 say("training the base model, which speaks but is deaf to tone: it is not in the cache")
-                tokenizer = word_tokenizer([*world.known_texts("query"), *(a.row["text"] for a in world.answers())])
+                tokenizer = word_tokenizer([*world.known_texts("query"), *(c.row["text"] for c in world.carriers()), *(a.row["text"] for a in world.answers())])
                 shape = recipe.model.model_dump()
                 model = new_model(tokenizer, codes=world.codec.size, features=SIZE, seed=recipe.seed, **shape)
                 scratch = final.with_name(final.name + "-training")

@@ -54,15 +54,18 @@ def speaking_lessons(world: World, settings: Demonstrations, batch: int, seed: i
     """A batch for a model that learns to speak and is told nothing of style: tone-deaf answers, transcriptions, readings."""
     rng = np.random.default_rng([seed, 23, step])
     queries = world.queries("train")
+    carriers = world.carriers()
     everything = [*queries, *world.polytone()]
     found = []
     for place in range(batch):
         share = (place + 0.5) / batch
         if share < settings.transcriptions:
-            found.append(Demonstration(everything[rng.integers(len(everything))], None, "transcription"))
+            pile = carriers if rng.random() < settings.carriers else everything
+            found.append(Demonstration(pile[rng.integers(len(pile))], None, "transcription"))
             continue
-        query = queries[rng.integers(len(queries))]
         reading = share < settings.transcriptions + settings.readings
+        pile = carriers if not reading and rng.random() < settings.carriers else queries
+        query = pile[rng.integers(len(pile))]
         answer = world.random_answer(query, rng, same_topic=not reading)
         found.append(Demonstration(query, answer, "reading" if reading else "answer", tone_deaf=not reading))
     return found

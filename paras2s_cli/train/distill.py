@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.judge.ears import augment, pad, spell
+from paras2s_cli.judge.listener import SmallListener
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.judge.stages import Utterance
@@ -117,11 +118,11 @@ def vocabulary_of(world: World) -> list[str]:
     return sorted({w for role in ("query", "answer") for text in world.known_texts(role) for w in spell(text).split()})
 
 
-def make_reward_model(model: SpeechLM, world: World, seed: int) -> RewardModel:
-    """An untrained reward model on the trunk of `model`."""
+def make_reward_model(model: SpeechLM, listener: SmallListener, world: World, seed: int) -> RewardModel:
+    """An untrained reward model on the trunk of `model` and the judge's ear for tones."""
     torch.manual_seed(seed)
     tones = len(world.query_tones) + len(world.answer_tones) + 4
-    return RewardModel(model, len(vocabulary_of(world)), tones)
+    return RewardModel(model, listener.describer.pooled, len(vocabulary_of(world)), tones)
 
 
 def reward_loss(reward: RewardModel, lessons: Lessons, rows: Sequence[Judged], generator: torch.Generator) -> tuple[Tensor, dict]:

@@ -56,7 +56,8 @@ class StreamLogprobs:
 
 
 def stream_logprobs(model: SpeechLM, prompts: Streams, answers: Answers, sampling: Sampling) -> tuple[StreamLogprobs, StreamLogprobs]:
-    """Both streams' log-probabilities, under the distribution that was sampled from, with gradient: text, audio."""
+    """Both streams' log-probabilities, under the distribution that was sampled from, with gradient: text, audio. Prompts may be fewer
+    than answers, as in `answer_hidden`."""
     text, audio = answer_hidden(model, prompts, answers)
     return (
         _scatter(
@@ -160,11 +161,11 @@ def grpo_stage(
         codes = [c if e else c[:0] for c, e in zip(spoken, rolled.ended.tolist(), strict=True)]
         rewards = reward(asked, codes, settings.group)
         advantages = group_advantages(rewards.view(settings.prompts, settings.group)).flatten()
-        wide, answers = prompts.repeat(settings.group), rolled.answers
+        answers = rolled.answers
         with torch.no_grad(), precision(settings.train):
-            ref_text, ref_audio = stream_logprobs(warm, wide, answers, sampling)
+            ref_text, ref_audio = stream_logprobs(warm, prompts, answers, sampling)
         with precision(settings.train):
-            text, audio = stream_logprobs(policy, wide, answers, sampling)
+            text, audio = stream_logprobs(policy, prompts, answers, sampling)
         text_loss, text_watch = stream_loss(
             text.logprobs, rolled.text_logprobs, ref_text.logprobs, answers.text_free, advantages, settings.clip, settings.kl
         )

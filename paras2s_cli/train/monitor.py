@@ -12,13 +12,17 @@ from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import Grpo
-from paras2s_cli.train.distill import Judged, Lessons, judge_answers, reward_loss
+from paras2s_cli.train.distill import Judged, Lessons, agreement, judge_answers, reward_loss
 from paras2s_cli.train.grpo import Experience
 from paras2s_cli.train.loop import precision, resumed_from
 from paras2s_cli.train.metrics import MetricsLog, read_metrics
 
 _KEPT = 512
 """Judged answers that a refit learns from."""
+_WINDOW = 128
+"""The latest of them, that the correlation is measured on: those of one step answer too few queries to tell."""
+_ENOUGH = 64
+"""Fewer say nothing on whether a refit is due."""
 
 
 class Monitor:
@@ -49,29 +53,36 @@ class Monitor:
             self._remember(judge_answers(judge, world, asked, codes))
 
     def after(self, step: int, metrics: dict, experience: Experience) -> None:
-        """Adds to the metrics of every `judge_every`th step: judge_score, judge_gap (reward less judge), judge_pearson, text_heard."""
+        """Adds to the metrics of every `judge_every`th step.
+
+        judge_score, judge_gap (reward less judge) and text_heard (the share that says what it writes) of a sample of its answers;
+        judge_pearson of the reward model as it is with the judge, over the answers judged of late.
+        """
         if (step + 1) % self.settings.judge_every:
             return
-        group = self.settings.group
-        asked = [q for q in experience.queries for _ in range(group)]
-        rows = judge_answers(self.judge, self.world, asked, experience.codes)
+        picked = self._sample(step, len(experience.codes))
+        asked = [experience.queries[i // self.settings.group] for i in picked]
+        rows = judge_answers(self.judge, self.world, asked, [experience.codes[i] for i in picked])
         scores = np.array([np.nan if r.score is None else r.score for r in rows])
-        given = experience.rewards.numpy()
-        there = ~np.isnan(scores) & ~np.isnan(given)
-        metrics["judge_score"] = float(np.nanmean(scores))
-        metrics["judge_gap"] = float(np.mean(given[there] - scores[there]))
-        varies = there.sum() > 2 and given[there].std() > 0 and scores[there].std() > 0
-        metrics["judge_pearson"] = float(np.corrcoef(given[there], scores[there])[0, 1]) if varies else float("nan")
-        written = [self.tokenizer.decode(row.tolist()) for row in experience.rollouts.answers.text]
+        metrics["judge_score"] = float(np.nanmean(scores)) if (~np.isnan(scores)).any() else float("nan")
+        metrics["judge_gap"] = float(np.nanmean(experience.rewards.numpy()[picked] - scores))
+        written = [self.tokenizer.decode(experience.rollouts.answers.text[i].tolist()) for i in picked]
         metrics["text_heard"] = float(np.mean([spell(t) == spell(r.said.heard.text) for t, r in zip(written, rows, strict=True)]))
         self._remember(rows)
-        self.seen.write(step + 1, queries=[q.id for q in asked], codes=[c.tolist() for c in experience.codes])
+        self.seen.write(step + 1, queries=[q.id for q in asked], codes=[r.codes.tolist() for r in rows])
         if len(rows[0].codes):
             wave = self.world.decode([rows[0].codes])[0]
             (self.folder / "samples").mkdir(exist_ok=True)
             write_wav(self.folder / "samples" / f"step-{step + 1:06d}.{rows[0].query.id}.wav", wave)
-        if metrics["judge_pearson"] < self.settings.refit_below:
+        metrics["judge_pearson"] = agreement(self.reward, self.judged[-_WINDOW:])
+        if len(self.judged) >= _ENOUGH and metrics["judge_pearson"] < self.settings.refit_below:
             metrics["refitted"] = self.refit(step)
+
+    def _sample(self, step: int, count: int) -> list[int]:
+        """Which of a step's answers are judged: as many of each query as of any other."""
+        rng = np.random.default_rng([self.seed, 53, step])
+        shuffled = rng.permuted(np.arange(count).reshape(-1, self.settings.group), axis=1)
+        return sorted(shuffled.T.flatten()[: self.settings.judge_answers].tolist())
 
     def _remember(self, rows: list[Judged]) -> None:
         self.judged = [*self.judged, *rows][-_KEPT:]

@@ -17,6 +17,7 @@ from paras2s_cli.data.cache import cache_root, content_key, folder_lock, is_comp
 from paras2s_cli.data.worlds import Spoken, World, load_world
 from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, augment, pad, spell
 from paras2s_cli.judge.listener import Knowledge, SmallListener
+from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.recipe.load import recipe_hash
 from paras2s_cli.recipe.schema import PolytoneRecipe, Train
@@ -130,7 +131,7 @@ def train_listener(recipe: PolytoneRecipe, world: World, scratch: Path, say: Say
     """Trains both networks on clean speech and on the assistant's answers after the codec, which is what they will hear."""
     answers = world.answers()
     coded = [features(wave) for wave in world.decode([a.codes for a in answers if a.codes is not None])]
-    data = examples(world, [*world.polytone(), *world.queries("train"), *answers]) + examples(world, answers, coded)
+    data = examples(world, [*world.polytone(), *world.carriers(), *world.queries("train"), *answers]) + examples(world, answers, coded)
     torch.manual_seed(recipe.seed)
     tones = [*world.query_tones, *world.answer_tones]
     transcriber, describer = Transcriber(), Describer(len(tones))
@@ -144,7 +145,7 @@ def train_listener(recipe: PolytoneRecipe, world: World, scratch: Path, say: Say
         stage.folder.mkdir(parents=True, exist_ok=True)
         train(stage, watch(name) if watch else None, say)
     knowledge = Knowledge(
-        name=f"pocket-ears-2-{content_key(recipe_hash(recipe), world.key)}",
+        name=f"pocket-ears-3-{content_key(recipe_hash(recipe), world.key)}",
         query_texts=world.known_texts("query"),
         answer_texts=world.known_texts("answer"),
         query_tones=world.query_tones,
@@ -157,4 +158,6 @@ def train_listener(recipe: PolytoneRecipe, world: World, scratch: Path, say: Say
 def make_judge(recipe: PolytoneRecipe, say: Say) -> Judge:
     """The whole judge of a recipe (see `judge.backends`)."""
     world = load_world(recipe.world, recipe.threads, say)
-    return Judge(load_listener(recipe, world, say), world.scorer())
+    listener = load_listener(recipe, world, say)
+    listener.open_speech = OpenTranscriber()
+    return Judge(listener, world.scorer())

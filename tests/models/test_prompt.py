@@ -96,3 +96,23 @@ def test_the_hidden_state_before_a_position_predicts_it() -> None:
         wanted_text, wanted_audio = naive.row(row, 0)
         np.testing.assert_allclose((text[i, :n] @ model.lm_head.weight.T).numpy(), wanted_text[-n - 1 : -1], atol=1e-5)
         np.testing.assert_allclose((audio[i, :n] @ model.mimo_output.weight.T).numpy(), wanted_audio[-n - 1 : -1], atol=1e-5)
+
+
+def test_a_group_of_answers_reads_its_prompt_once() -> None:
+    """Hidden states and gradients are those of every answer with a copy of its prompt, in fp64."""
+    lengths, texts = [9, 20], [[30, 31], [32, 33, 34], [35], [36, 37], [30], [31, 32, 33]]
+    codes = [[5, 0, 19, 4], [7], [], [1, 2], [3, 3, 3], [9, 8]]
+    prompts, answers = double(spoken_queries(random_frames(lengths), CONFIG, S)), spoken_answers(texts, codes, CONFIG, S)
+    found = []
+    for asked in (prompts, prompts.repeat(3)):
+        model = tiny_model().double()
+        text, audio = answer_hidden(model, asked, answers)
+        inside = answers.valid[..., None]
+        torch.manual_seed(0)
+        weight = torch.randn(text.shape, dtype=torch.float64)
+        ((text + 2 * audio) * weight * inside).sum().backward()
+        found.append(([t.detach() * inside for t in (text, audio)], [p.grad for p in model.parameters() if p.grad is not None]))
+    for part in (0, 1):
+        assert len(found[0][part]) == len(found[1][part])
+        for once, copied in zip(found[0][part], found[1][part], strict=True):
+            torch.testing.assert_close(once, copied, atol=1e-10, rtol=1e-10)

@@ -78,3 +78,14 @@ def test_lessons_differ_from_step_to_step_and_not_from_run_to_run(silent_world: 
     assert speaking_lessons(silent_world, shares, 16, 1, 5) == speaking_lessons(silent_world, shares, 16, 1, 5)
     assert speaking_lessons(silent_world, shares, 16, 1, 5) != speaking_lessons(silent_world, shares, 16, 1, 6)
     assert speaking_lessons(silent_world, shares, 16, 1, 5) != speaking_lessons(silent_world, shares, 16, 2, 5)
+
+
+def test_carrier_sentences_are_answered_and_written_down_in_their_share_and_never_read_for(silent_world: PocketWorld) -> None:
+    shares = settings(0, 1.0, transcriptions=0.4, readings=0.2, carriers=0.5)
+    lessons = [lesson for step in range(40) for lesson in speaking_lessons(silent_world, shares, 20, 1, step)]
+    for task, share in (("transcription", 0.5), ("answer", 0.5), ("reading", 0.0)):
+        carried = [lesson.query.row["purpose"] == "carrier" for lesson in lessons if lesson.task == task]
+        assert sum(carried) / len(carried) == pytest.approx(share, abs=0.08), task
+    for lesson in lessons:
+        if lesson.task == "answer" and lesson.answer:
+            assert lesson.query.row["sentence"].split("-")[1] == lesson.answer.row["sentence"].split("-")[1]
