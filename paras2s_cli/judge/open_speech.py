@@ -27,7 +27,7 @@ class OpenTranscriber:
         return str(found.hypstr) if found else ""
 
     @cached_property
-    def _decoder(self):  # noqa: ANN202  (pocketsphinx has no types)
+    def _decoder(self):
         from pocketsphinx import Config, Decoder, get_model_path
 
         model = get_model_path()

@@ -45,6 +45,7 @@ class Demonstrations(RecipeBase):
     transcriptions: float = Field(0.0, ge=0, le=1)
     readings: float = Field(0.0, ge=0, le=1)
     carriers: float = Field(0.0, ge=0, le=1)
+    described: bool = False
 
 
 class Shape(RecipeBase):
@@ -101,6 +102,7 @@ class Grpo(RecipeBase):
     kl: float = Field(0.1, ge=0)
     clip: float = Field(0.2, gt=0)
     text_weight: float = Field(1.0, ge=0)
+    agreement: float = Field(1.0, ge=0, le=1)
     limit: int = Field(56, ge=8)
     judge_every: int = Field(5, ge=1)
     judge_answers: int = Field(16, ge=1)

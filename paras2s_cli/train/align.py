@@ -13,7 +13,7 @@ from paras2s_cli.data.worlds import Spoken, World, load_world
 from paras2s_cli.errors import Paras2sError
 from paras2s_cli.judge.listener import SmallListener
 from paras2s_cli.judge.pipeline import Judge
-from paras2s_cli.judge.reward import RewardModel
+from paras2s_cli.judge.reward import RewardModel, agreeing
 from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
@@ -23,6 +23,7 @@ from paras2s_cli.train.distill import (
     agreement,
     distill_stage,
     make_reward_model,
+    overheard_queries,
     sampled_answers,
     vocabulary_of,
 )
@@ -70,14 +71,16 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
     from safetensors.torch import load_file, save_file
 
     settings = run.recipe.reward.model_copy(update={"seed": run.recipe.seed})
-    lessons = Lessons(run.judge, vocabulary_of(run.world), [*run.world.query_tones, *run.world.answer_tones])
+    lessons = Lessons(run.judge, vocabulary_of(run.world), run.world.answer_tones)
     reward = make_reward_model(warm, run.listener, run.world, settings.seed)
     folder = run.out / "reward" / "model"
     if not is_complete(folder):
         run.say(f"distilling the judge into a reward model: {folder} is not there")
         rows = sampled_answers(settings, warm, run.judge, run.world, "train", settings.answers, run.say)
         (run.out / "reward").mkdir(parents=True, exist_ok=True)
-        train(distill_stage(run.out / "reward", settings.train, settings.seed, reward, lessons, rows), run.watch("reward"), run.say)
+        overheard = overheard_queries(run.judge, run.world)
+        stage = distill_stage(run.out / "reward", settings.train, settings.seed, reward, lessons, rows, overheard)
+        train(stage, run.watch("reward"), run.say)
         reward.eval()
         held = sampled_answers(settings, warm, run.judge, run.world, "validation", 2 * len(run.world.queries("validation")), run.say)
         pearson = agreement(reward, held)
@@ -108,8 +111,10 @@ def aligned_model(run: Run) -> SpeechLM:
     (run.out / "grpo").mkdir(parents=True, exist_ok=True)
     monitor = Monitor(run.out / "grpo", run.recipe.grpo, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
 
-    def rewards(queries: Sequence[Spoken], codes: Sequence[np.ndarray], group: int) -> Tensor:
-        return reward.reward([q.features for q in queries], codes, group)
+    def rewards(queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
+        given, spoken = reward.grade([q.features for q in queries], codes, group)
+        written = lessons.words_in([tokenizer.decode(row.tolist()) for row in texts])
+        return agreeing(given, spoken, written, run.recipe.grpo.agreement)
 
     stage = grpo_stage(
         run.out / "grpo",

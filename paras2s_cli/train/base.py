@@ -12,6 +12,7 @@ from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.load import recipe_hash
 from paras2s_cli.recipe.schema import BaseRecipe
+from paras2s_cli.train.demonstrations import description
 from paras2s_cli.train.loop import Say, WatchOf, train
 from paras2s_cli.train.sft import base_stage
 
@@ -21,6 +22,12 @@ def base_folder(recipe: BaseRecipe, world: World) -> Path:
     return cache_root() / f"base-{content_key(recipe_hash(recipe), world.key)}"
 
 
+def texts_of(world: World) -> list[str]:
+    """All that a base has to read or write."""
+    spoken = [*world.queries("train"), *world.polytone(), *world.carriers(), *world.answers()]
+    return [*world.known_texts("query"), *(u.row["text"] for u in spoken), *(description(u) for u in spoken)]
+
+
 def load_base(recipe: BaseRecipe, world: World, say: Say, watch: WatchOf | None = None) -> tuple[SpeechLM, TextTokenizer]:
     """The base of a recipe, trained if the cache lacks it; a killed training goes on where it was."""
     final = base_folder(recipe, world)
@@ -28,7 +35,7 @@ def load_base(recipe: BaseRecipe, world: World, say: Say, watch: WatchOf | None 
         with folder_lock(final):
             if not is_complete(final):
                 say("training the base model, which speaks but is deaf to tone: it is not in the cache")
-                tokenizer = word_tokenizer([*world.known_texts("query"), *(c.row["text"] for c in world.carriers()), *(a.row["text"] for a in world.answers())])
+                tokenizer = word_tokenizer(texts_of(world))
                 shape = recipe.model.model_dump()
                 model = new_model(tokenizer, codes=world.codec.size, features=SIZE, seed=recipe.seed, **shape)
                 scratch = final.with_name(final.name + "-training")

@@ -15,12 +15,28 @@ Task = Literal["answer", "transcription", "reading"]
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A query and what to make of it: an answer to it; its own words as text; or any answer text, given, to be read aloud."""
+    """A query and what to make of it: an answer to it; its own words as text; or any answer text, given, to be read aloud.
+
+    Attributes:
+        described: a transcription ends with how it was said.
+    """
 
     query: Spoken
     answer: Spoken | None
     task: Task = "answer"
     tone_deaf: bool = False
+    described: bool = False
+
+    @property
+    def text(self) -> str:
+        """What the text stream says."""
+        words = str((self.answer or self.query).row["text"])
+        return f"{words} {description(self.query)}" if self.described else words
+
+
+def description(spoken: Spoken) -> str:
+    """How something was said and by whom, in three words."""
+    return f"{spoken.row['tone']} {spoken.row['age']} {spoken.row['sex']}"
 
 
 def draw_demonstrations(world: World, settings: Demonstrations, seed: int) -> list[Demonstration]:
@@ -51,7 +67,7 @@ def best_demonstrations(world: World, queries: Sequence[Spoken], seed: int) -> l
 
 
 def speaking_lessons(world: World, settings: Demonstrations, batch: int, seed: int, step: int) -> list[Demonstration]:
-    """A batch for a model that learns to speak and is told nothing of style: tone-deaf answers, transcriptions, readings."""
+    """A batch for a model that learns to speak, and to answer without regard to style: tone-deaf answers, transcriptions, readings."""
     rng = np.random.default_rng([seed, 23, step])
     queries = world.queries("train")
     carriers = world.carriers()
@@ -61,7 +77,7 @@ def speaking_lessons(world: World, settings: Demonstrations, batch: int, seed: i
         share = (place + 0.5) / batch
         if share < settings.transcriptions:
             pile = carriers if rng.random() < settings.carriers else everything
-            found.append(Demonstration(pile[rng.integers(len(pile))], None, "transcription"))
+            found.append(Demonstration(pile[rng.integers(len(pile))], None, "transcription", described=settings.described))
             continue
         reading = share < settings.transcriptions + settings.readings
         pile = carriers if not reading and rng.random() < settings.carriers else queries

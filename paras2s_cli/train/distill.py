@@ -25,6 +25,8 @@ from paras2s_cli.train.loop import Stage, precision
 ROWS = 128
 """Answers decoded at a time."""
 LIMIT = 56
+OVERHEARD = 16
+"""Queries of a step that nobody has answered."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +88,29 @@ def judge_answers(judge: Judge, world: World, queries: Sequence[Spoken], codes: 
 
 
 class Lessons:
-    """What a batch of judged answers teaches: digits of all pairs in it, and what was heard."""
+    """What a batch of judged answers teaches: digits of all pairs in it, and what was heard. tones: those of answers."""
 
     def __init__(self, judge: Judge, vocabulary: Sequence[str], tones: Sequence[str]) -> None:
         self.scorer = judge.scorer
         self.words = {word: i for i, word in enumerate(vocabulary)}
-        self.tone_names = [*tones, "adult", "child", "male", "female"]
+        self.tones = list(tones)
 
-    def heard_words(self, utterances: Sequence[Utterance]) -> Tensor:
-        """[B, words] float, 1 where a word was heard."""
-        table = torch.zeros(len(utterances), len(self.words))
-        for i, utterance in enumerate(utterances):
-            for word in spell(utterance.heard.text).split() if utterance.heard.known else []:
+    def words_in(self, texts: Sequence[str]) -> Tensor:
+        """[B, words] float, 1 where a word is in the text."""
+        table = torch.zeros(len(texts), len(self.words))
+        for i, text in enumerate(texts):
+            for word in spell(text).split():
                 if word in self.words:
                     table[i, self.words[word]] = 1.0
         return table
 
+    def heard_words(self, utterances: Sequence[Utterance]) -> Tensor:
+        """[B, words] float, 1 where a word was heard."""
+        return self.words_in([u.heard.text if u.heard.known else "" for u in utterances])
+
     def heard_tones(self, utterances: Sequence[Utterance]) -> Tensor:
-        """[B, tones + 4] float, the describer's probabilities."""
-        return torch.tensor([[u.toned.style(name) for name in self.tone_names] for u in utterances])
+        """[B, tones] float, the describer's probabilities."""
+        return torch.tensor([[u.toned.style(name) for name in self.tones] for u in utterances])
 
     def digits(self, asked: Sequence[Utterance], said: Sequence[Utterance]) -> Tensor:
         """[Q, A] int64: digits of all pairs less one, -100 where there is no score."""
@@ -119,40 +125,60 @@ def vocabulary_of(world: World) -> list[str]:
 
 
 def make_reward_model(model: SpeechLM, listener: SmallListener, world: World, seed: int) -> RewardModel:
-    """An untrained reward model on the trunk of `model` and the judge's ear for tones."""
+    """An untrained reward model on the trunk of `model`, with the judge's ear for tones."""
     torch.manual_seed(seed)
-    tones = len(world.query_tones) + len(world.answer_tones) + 4
-    return RewardModel(model, listener.describer.pooled, len(vocabulary_of(world)), tones)
+    counts = {"query_tones": len(world.query_tones), "answer_tones": len(world.answer_tones)}
+    return RewardModel(model, listener.describer, words=len(vocabulary_of(world)), **counts)
 
 
-def reward_loss(reward: RewardModel, lessons: Lessons, rows: Sequence[Judged], generator: torch.Generator) -> tuple[Tensor, dict]:
-    """Cross-entropy on the judge's digits, half of it on own pairs and half on all pairs of the batch, and on what was heard."""
-    asked, said = [r.asked for r in rows], [r.said for r in rows]
-    x, lengths = pad([r.query.features for r in rows])
-    tables = [t[:n].numpy() for t, n in zip(augment(x, generator), lengths, strict=True)]
+def reward_loss(
+    reward: RewardModel,
+    lessons: Lessons,
+    rows: Sequence[Judged],
+    generator: torch.Generator,
+    overheard: Sequence[tuple[Spoken, Utterance]] = (),
+) -> tuple[Tensor, dict]:
+    """Cross-entropy on the judge's digits, half of it on own pairs and half on all pairs of the batch, and on what was heard.
+
+    Args:
+        overheard: more queries, and what the judge heard in them; they are paired with the answers of the rows.
+    """
+    asked, said = [*(r.asked for r in rows), *(u for _, u in overheard)], [r.said for r in rows]
+    clean = [*(r.query.features for r in rows), *(q.features for q, _ in overheard)]
+    x, lengths = pad(clean)
+    augmented = [t[:n].numpy() for t, n in zip(augment(x, generator), lengths, strict=True)]
     spoken = [r.codes if len(r.codes) else np.zeros(1, dtype=np.int64) for r in rows]
-    queries, answers = reward.queries(tables), reward.answers(spoken)
+    queries, answers = reward.queries(clean, augmented), reward.answers(spoken)
     target = lessons.digits(asked, said)
-    logits = reward.digits(queries[:, None], answers[None, :])
+    logits = reward.digits(queries.vector[:, None], answers.vector[None, :])
     everyone = F.cross_entropy(logits.flatten(0, 1), target.flatten())
     own = F.cross_entropy(logits.diagonal().T, target.diagonal())
     heard = torch.zeros(())
-    for tower, vectors, utterances in ((reward.query, queries, asked), (reward.answer, answers, said)):
-        heard = heard + 20 * F.binary_cross_entropy_with_logits(tower.words(vectors).float(), lessons.heard_words(utterances))
-        heard = heard + 4 * F.binary_cross_entropy_with_logits(tower.tones(vectors).float(), lessons.heard_tones(utterances))
+    for side, utterances in ((queries, asked), (answers, said)):
+        heard = heard + 20 * F.binary_cross_entropy_with_logits(side.words, lessons.heard_words(utterances))
+    heard = heard + 4 * F.binary_cross_entropy_with_logits(reward.tones(answers.vector).float(), lessons.heard_tones(said))
     return own + everyone + heard, {"own": float(own.detach()), "pairs": float(everyone.detach()), "heard": float(heard.detach())}
 
 
-def distill_stage(folder: Path, settings: Train, seed: int, reward: RewardModel, lessons: Lessons, rows: Sequence[Judged]) -> Stage:
-    """The stage that trains a reward model on judged answers."""
+def distill_stage(
+    folder: Path,
+    settings: Train,
+    seed: int,
+    reward: RewardModel,
+    lessons: Lessons,
+    rows: Sequence[Judged],
+    overheard: Sequence[tuple[Spoken, Utterance]] = (),
+) -> Stage:
+    """The stage that trains a reward model on judged answers. overheard: as in `reward_loss`, OVERHEARD of them a step."""
 
     def step(number: int) -> dict:
         rng = np.random.default_rng([seed, 31, number])
         picked = [rows[i] for i in rng.choice(len(rows), min(settings.batch, len(rows)), replace=False)]
+        more = [overheard[i] for i in rng.choice(len(overheard), min(OVERHEARD, len(overheard)), replace=False)]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         torch.manual_seed(seed * 1_000_003 + number)  # dropout draws from the global generator
         with precision(settings):
-            loss, metrics = reward_loss(reward, lessons, picked, generator)
+            loss, metrics = reward_loss(reward, lessons, picked, generator, more)
         loss.backward()
         return {"loss": float(loss.detach()), **metrics}
 
@@ -170,6 +196,12 @@ def sampled_answers(
     sampling = Sampling(temperature=recipe.temperature)
     codes = codes_of_all(model, answer_queries(model, queries, sampling=sampling, seed=recipe.seed))
     return judge_answers(judge, world, queries, codes)
+
+
+def overheard_queries(judge: Judge, world: World) -> list[tuple[Spoken, Utterance]]:
+    """Training sentences in every tone of a query, and what the judge hears in them."""
+    spoken = [u for u in world.polytone() if u.row["tone"] in world.query_tones]
+    return list(zip(spoken, hear_queries(judge, spoken), strict=True))
 
 
 def agreement(reward: RewardModel, rows: Sequence[Judged]) -> float:

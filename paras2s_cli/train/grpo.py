@@ -18,8 +18,8 @@ from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
 from paras2s_kernels import token_logprob
 
-RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], int], Tensor]
-"""(queries, codes of all answers, group) -> rewards [Q * group], NaN where there is none."""
+RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], Tensor, int], Tensor]
+"""(queries, codes of all answers, text ids of all answers [Q * group, L], group) -> rewards [Q * group], NaN where there is none."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def grpo_stage(
         # an answer that was cut off is no answer: it gets the reward of silence
         spoken = codes_of(rolled.answers, policy.config)
         codes = [c if e else c[:0] for c, e in zip(spoken, rolled.ended.tolist(), strict=True)]
-        rewards = reward(asked, codes, settings.group)
+        rewards = reward(asked, codes, rolled.answers.text, settings.group)
         advantages = group_advantages(rewards.view(settings.prompts, settings.group)).flatten()
         answers = rolled.answers
         with torch.no_grad(), precision(settings.train):

@@ -89,8 +89,9 @@ class Monitor:
 
     def refit(self, step: int) -> int:
         """Teaches the reward model the judged answers of late; returns the steps it took."""
-        self.reward.train().requires_grad_(True)
-        optimizer = torch.optim.AdamW(self.reward.parameters(), lr=2e-4, weight_decay=0.01)
+        self.reward.train().thaw()
+        taught = [p for p in self.reward.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(taught, lr=2e-4, weight_decay=0.01)
         for turn in range(self.settings.refit_steps):
             rng = np.random.default_rng([self.seed, 43, step, turn])
             rows = [self.judged[i] for i in rng.choice(len(self.judged), min(48, len(self.judged)), replace=False)]
@@ -98,7 +99,7 @@ class Monitor:
             with precision(self.settings.train):
                 loss, _ = reward_loss(self.reward, self.lessons, rows, torch.Generator().manual_seed(step * 1009 + turn))
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.reward.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(taught, 1.0)
             optimizer.step()
             optimizer.zero_grad()
         self.reward.eval().requires_grad_(False)

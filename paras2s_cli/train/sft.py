@@ -43,7 +43,7 @@ def lay_out(
         if generator is not None:
             x, lengths = pad(tables)
             tables = [t[:n].numpy() for t, n in zip(augment(x, generator), lengths, strict=True)]
-        texts = [tokenizer.encode((d.answer or d.query).row["text"]) for d in rows]
+        texts = [tokenizer.encode(d.text) for d in rows]
         answers = spoken_answers(texts, [d.answer.codes if d.answer else None for d in rows], config, specials)
         answers.text_free[[d.task == "reading" for d in rows]] = False
         batches.append((spoken_queries(tables, config, specials, answer_in_text=written), answers))

@@ -140,7 +140,7 @@ def stage(
 
 
 def one_if_first_is(code: int) -> RewardFunction:
-    def reward(asked: Sequence[Spoken], codes: Sequence[np.ndarray], group: int) -> Tensor:
+    def reward(asked: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
         assert len(codes) == len(asked) * group
         return torch.tensor([float(len(c) > 0 and c[0] == code) for c in codes])
 
@@ -171,7 +171,7 @@ def test_answers_that_are_cut_off_reach_the_reward_without_codes_and_missing_rew
     seen: list[Experience] = []
     given: list[list[np.ndarray]] = []
 
-    def reward(asked: Sequence[Spoken], codes: Sequence[np.ndarray], group: int) -> Tensor:
+    def reward(asked: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
         given.append(list(codes))
         return torch.tensor([NAN if i % 4 == 0 else float(i) for i in range(len(codes))])
 
@@ -194,7 +194,7 @@ def test_answers_that_are_cut_off_reach_the_reward_without_codes_and_missing_rew
 
 
 def test_equal_rewards_and_no_penalty_leave_the_policy_alone(tmp_path: Path) -> None:
-    learner = stage(tmp_path, lambda asked, codes, group: torch.full((len(codes),), 3.0), kl=0.0)
+    learner = stage(tmp_path, lambda asked, codes, texts, group: torch.full((len(codes),), 3.0), kl=0.0)
     train(learner)
     fresh = tiny_model(delay=1).state_dict()
     assert all(torch.equal(fresh[name], tensor) for name, tensor in learner.modules["policy"].state_dict().items())
