@@ -20,6 +20,7 @@ from paras2s_cli.bench.table import print_table
 from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.judge.reward import agreeing
 from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
@@ -41,7 +42,7 @@ GROUP = 8
 
 def best_of(run: Run, warm: SpeechLM, tokenizer: TextTokenizer) -> list[Demonstration]:
     """The best of GROUP sampled answers to each training query that GRPO's budget covers, by the reward model."""
-    reward, _ = reward_model(run, warm)
+    reward, lessons = reward_model(run, warm)
     queries = run.world.queries("train")
     count = min(len(queries), run.recipe.grpo.train.steps * run.recipe.grpo.prompts)
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(run.recipe.seed)).tolist()[:count]
@@ -52,7 +53,8 @@ def best_of(run: Run, warm: SpeechLM, tokenizer: TextTokenizer) -> list[Demonstr
     found = []
     for i, query in enumerate(asked):
         mine = slice(i * GROUP, (i + 1) * GROUP)
-        rewards = reward.reward([query.features], codes[mine], GROUP)
+        given, spoken = reward.grade([query.features], codes[mine], GROUP)
+        rewards = agreeing(given, spoken, lessons.words_in(texts[mine]), run.recipe.grpo.agreement)
         best = i * GROUP + int(rewards.argmax())
         if len(codes[best]):
             found.append(Demonstration(query, Spoken({"id": f"sampled.{i}", "text": texts[best]}, query.path, query.features, codes[best])))

@@ -39,7 +39,7 @@ DISK_TROUBLE = {
 
 
 # oneDNN keeps the compiled form of a thousand shapes, and speech has that many: half a GiB for no time gained. Read when torch starts.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 class LazyGroup(TyperGroup):

@@ -1,6 +1,7 @@
 """Words that no closed set holds: pocketsphinx and its language model, on speech from outside the small world."""
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 

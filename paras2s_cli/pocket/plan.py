@@ -105,7 +105,7 @@ def carriers(world: World) -> list[Utterance]:
     found = []
     for carrier in world.carrier_texts():
         rng = np.random.default_rng(_seed(carrier.name))
-        for take, place in enumerate(rng.choice(len(speakers), CARRIER_TAKES, replace=False)):
+        for take, place in enumerate(rng.choice(len(speakers), min(CARRIER_TAKES, len(speakers)), replace=False)):
             name, voice = speakers[place]
             tone = tones[rng.integers(len(tones))]
             found.append(

@@ -33,6 +33,7 @@ WORLD = World.model_validate(
             style: {"requirement": "None.", "content": EVERYTHING, "tone": {"calm": (1, "it is"), "gentle": (1, "it is")}}
             for style in ("happy", "sad", "male", "female")
         },
+        "carriers": ["Tell us of the {topic}."],
         "overall": {"content": 0.5, "tone": 0.5, "slack": 2, "other_topic": 2},
         "voices": {
             split: {f"{split}-{variant}": {"variant": variant, "sex": sex} for variant, sex in (("m1", "male"), ("f1", "female"))}
@@ -47,7 +48,7 @@ WORLD = World.model_validate(
 
 def planned() -> str:
     """A digest of what a small world's plan is, seeds included."""
-    utterances = [*plan.queries(WORLD), *plan.answers(WORLD)]
+    utterances = [*plan.queries(WORLD), *plan.carriers(WORLD), *plan.answers(WORLD)]
     rows = [[u.id, u.text, u.speaker, u.style, u.tone, u.child, u.varies, u.split, u.purpose, u.seed, u.contrast] for u in utterances]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 

@@ -25,6 +25,7 @@ from paras2s_cli.pocket import build, plan
 queries, polytone, answers = plan.queries, plan.polytone, plan.answers
 plan.queries = lambda world: queries(world)[:{count}:4]
 plan.polytone = lambda world: polytone(world)[:2]
+plan.carriers = lambda world: []
 plan.answers = lambda world: answers(world)[:3]
 build.CODES = 16
 render_all = build._render_all
@@ -143,7 +144,7 @@ def test_the_key_goes_by_what_is_rendered_and_not_by_the_rules(monkeypatch: pyte
 
 def test_a_row_says_who_speaks_and_how() -> None:
     rules = load_world()
-    for utterance in (*plan.queries(rules)[::50], *plan.polytone(rules)[::50], plan.answers(rules)[0]):
+    for utterance in (*plan.queries(rules)[::50], *plan.polytone(rules)[::50], *plan.carriers(rules)[::50], plan.answers(rules)[0]):
         row = build._row(utterance)
         assert row["audio"] == f"audio/{utterance.id}.wav" and row["sex"] == utterance.voice.sex
         assert row["age"] == ("child" if utterance.child else "adult")

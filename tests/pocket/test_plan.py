@@ -11,7 +11,7 @@ RULES = load_world()
 
 
 def test_ids_are_distinct_and_seeds_depend_on_them_alone() -> None:
-    all_of_them = [*plan.queries(RULES), *plan.polytone(RULES), *plan.answers(RULES)]
+    all_of_them = [*plan.queries(RULES), *plan.polytone(RULES), *plan.carriers(RULES), *plan.answers(RULES)]
     assert len({u.id for u in all_of_them}) == len(all_of_them)
     assert len({u.seed for u in all_of_them}) == len(all_of_them)
     assert all(u == v for u, v in zip(plan.queries(RULES), plan.queries(RULES), strict=True))
@@ -70,3 +70,16 @@ def test_a_childs_voice_goes_on_top_of_a_tone() -> None:
     both = plan.spoken_style(RULES, "sad", child=True)
     assert plan.spoken_style(RULES, "sad", child=False) == sad
     assert both.pitch == sad.pitch + young.pitch and both.formants == young.formants and both.breath == sad.breath
+
+
+def test_carriers_have_every_topic_by_several_training_speakers_in_many_tones() -> None:
+    found = plan.carriers(RULES)
+    assert len(found) == len(RULES.carriers) * len(RULES.topics) * plan.CARRIER_TAKES
+    by_text = defaultdict(set)
+    for u in found:
+        by_text[u.text].add(u.speaker)
+        assert u.split == "train" and u.speaker in RULES.voices["train"] and u.purpose == "carrier"
+    assert all(len(speakers) == plan.CARRIER_TAKES for speakers in by_text.values())
+    assert {u.tone for u in found} == {"neutral", *RULES.query_tones()}
+    known = {s.text for s in RULES.sentences()} | {a.text for a in RULES.answer_texts()}
+    assert not known & set(by_text)

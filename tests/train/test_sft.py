@@ -46,6 +46,9 @@ class TinyWorld:
     def polytone(self) -> list[Spoken]:
         return self.queries("train")[:2]
 
+    def carriers(self) -> list[Spoken]:
+        return self.queries("train")[2:]
+
     def best_answers(self, query: Spoken) -> list[Spoken]:
         return self.said[:2]
 
