@@ -28,7 +28,7 @@ class OpenTranscriber:
         return str(found.hypstr) if found else ""
 
     @cached_property
-    def _decoder(self):
+    def _decoder(self) -> Any:  # pocketsphinx has no types
         from pocketsphinx import Config, Decoder, get_model_path
 
         model = get_model_path()
