@@ -18,7 +18,7 @@ import torch
 
 ENV = "PARAS2S_KERNELS"
 BACKENDS = ("triton", "reference")
-KERNELS = ("token_logprob",)
+KERNELS = ("token_logprob", "grpo_loss")
 _FOLDER = {"triton": "gpu", "reference": "reference"}
 
 # A plain global and not a context variable: autograd runs the backward of CUDA tensors in threads of its own.
@@ -88,7 +88,7 @@ def choose(device: torch.device) -> str:
 
 
 def implementation(kernel: str, device: torch.device) -> ModuleType:
-    """The module with `forward` and `backward` of `kernel` for tensors on `device`."""
+    """The module with `forward`, and `backward` if it is a kernel too, of `kernel` for tensors on `device`."""
     return importlib.import_module(f"paras2s_kernels.{_FOLDER[choose(device)]}.{kernel}")
 
 
