@@ -108,7 +108,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: _Results) -> None:
 
 
 def _differentiate(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-    return (backward(*ctx.saved_tensors, grad_loss, ctx.dtype), *[None] * 7)
+    token_grad, share = ctx.saved_tensors
+    return (backward(token_grad, share, grad_loss, ctx.dtype), *[None] * 7)
 
 
 _forward_op.register_autograd(_differentiate, setup_context=_save)

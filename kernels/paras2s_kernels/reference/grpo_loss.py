@@ -9,6 +9,7 @@ before the first exp: there r = 1, d = 0, A = 0, so that every sum and the gradi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,32 +30,33 @@ def forward(
     """(loss [], stats [3], token_grad [B, L], share []), fp32: share is 1 / rows counted, token_grad lacks it."""
     missing = advantages.isnan()
     rows = advantages.shape[0] - int(missing.sum())
-    ignored = ~free | missing.unsqueeze(1)
+    ignored = ~free if rows == advantages.shape[0] else ~free | missing.unsqueeze(1)
     new = new_logprob.float()
     ratio = (new - old_logprob).masked_fill_(ignored, 0.0).exp_()
     distance = (ref_logprob - new).masked_fill_(ignored, 0.0)
-    advantage = advantages.float().unsqueeze(1).masked_fill(ignored, 0.0)
+    by_row = advantages.float().neg().unsqueeze(1)
+    minus = by_row.masked_fill(ignored, 0.0)
     expected = distance.exp()
-    apart = ratio - 1
+    up = by_row <= 0
+    least, most = torch.where(up, -math.inf, 1 - clip_low), torch.where(up, 1 + clip_high, math.inf)
+    bounded = ratio.clamp(least.to(ratio.dtype), most.to(ratio.dtype))
 
-    up = advantage >= 0
-    held = torch.where(up, ratio > 1 + clip_high, ratio < 1 - clip_low)
-    bound = torch.where(up, 1 + clip_high, 1 - clip_low).to(torch.float32)
     terms = ratio.new_empty(4, *ratio.shape)  # policy, k3, clipped, off policy
-    torch.mul(torch.where(held, bound, ratio), advantage, out=terms[0]).neg_()
+    torch.mul(minus, bounded, out=terms[0])
     torch.sub(expected, distance, out=terms[1]).sub_(1)
-    terms[2] = (apart > clip_high) | (-apart > clip_low)
-    torch.abs(apart, out=terms[3])
+    apart = torch.sub(ratio, 1, out=terms[3])
+    terms[2] = (apart > clip_high) | (apart < -clip_low)
+    apart.abs_()
 
     count = free.sum(1).clamp_(min=1)
-    share = 1.0 / rows if rows else 0.0
-    policy, *stats = (terms.sum(2) / count).sum(1) / max(rows, 1)
-    token_grad = (ratio * advantage).neg_().masked_fill_(held, 0.0)
-    loss = policy
+    means = (terms.sum(2) / count).sum(1) / max(rows, 1)
+    policy, stats = means[0], means[1:].clone()
+    token_grad = (ratio * minus).masked_fill_(bounded != ratio, 0.0)
     if kl_weight:  # without a weight a reference that is not finite must not reach the loss
-        loss = policy + kl_weight * stats[0]
-        token_grad += expected.neg_().add_(1).mul_(kl_weight)
-    return loss, torch.stack(stats), token_grad.div_(count.unsqueeze(1)), torch.tensor(share, device=new.device)
+        policy = policy + kl_weight * stats[0]
+        token_grad.sub_(expected.sub_(1), alpha=kl_weight)
+    share = token_grad.new_tensor(1.0 / rows if rows else 0.0)
+    return policy.clone(), stats, token_grad.div_(count.unsqueeze(1)), share
 
 
 def backward(token_grad: Tensor, share: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
@@ -76,4 +78,5 @@ class GrpoLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (backward(*ctx.saved_tensors, grad_loss, ctx.dtype), *[None] * 7)
+        token_grad, share = ctx.saved_tensors
+        return (backward(token_grad, share, grad_loss, ctx.dtype), *[None] * 7)

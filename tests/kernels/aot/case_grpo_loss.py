@@ -56,4 +56,4 @@ def test_planted_narrow_offset_is_caught(offset: str, tmp_path: Path) -> None:
 
 def test_planted_spill_is_caught() -> None:
     with pytest.raises(AssertionError, match="spills"):
-        check_fits(_build(kernel.rows_kernel, 90, "fp32", 8192, 1), 90)
+        check_fits(_build(kernel.rows_kernel, 90, "fp32", 2048, 1), 90)
