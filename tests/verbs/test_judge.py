@@ -50,7 +50,13 @@ def listened(folder: Path) -> int:
 def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, str(SUPPORT / "stand_in_judge.py"), "judge", *arguments]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=env, text=True, preexec_fn=heed_interrupts, **pipes)  # type: ignore[call-overload]
+
+
+def heed_interrupts() -> None:
+    """A shell's background jobs, and so their children, are started with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
