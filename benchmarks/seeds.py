@@ -54,7 +54,7 @@ def best_of(run: Run, warm: SpeechLM, tokenizer: TextTokenizer) -> list[Demonstr
     for i, query in enumerate(asked):
         mine = slice(i * GROUP, (i + 1) * GROUP)
         given, spoken = reward.grade([query.features], codes[mine], GROUP)
-        rewards = agreeing(given, spoken, lessons.words_in(texts[mine]), run.recipe.grpo.agreement)
+        rewards = agreeing(given, spoken, lessons.vocabulary.words_in(texts[mine]), run.recipe.grpo.agreement)
         best = i * GROUP + int(rewards.argmax())
         if len(codes[best]):
             found.append(Demonstration(query, Spoken({"id": f"sampled.{i}", "text": texts[best]}, query.path, query.features, codes[best])))

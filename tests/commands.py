@@ -15,6 +15,7 @@ TINY = [
     "reward.answers=48",
     "reward.train.steps=3",
     "reward.train.batch=16",
+    "reward.digits.steps=3",
     "reward.floor=-1",
     "grpo.train.steps=6",
     "grpo.prompts=2",

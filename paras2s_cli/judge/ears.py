@@ -126,3 +126,9 @@ def spell(text: str) -> str:
     """A text in LETTERS: lower case, without punctuation, single blanks."""
     kept = "".join(c if c in LETTERS else " " for c in text.lower())
     return " ".join(kept.split())
+
+
+def best_path(logprobs: Tensor) -> str:
+    """CTC's best path, [F, letters + 1] -> text."""
+    columns = torch.unique_consecutive(logprobs.argmax(-1))
+    return " ".join("".join(LETTERS[c - 1] for c in columns.tolist() if c).split())

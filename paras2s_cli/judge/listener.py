@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paras2s_cli.audio.features import HOP, SIZE, features
 from paras2s_cli.audio.workers import map_in_workers
-from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, pad, spell
+from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, best_path, pad, spell
 from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 
@@ -99,7 +99,7 @@ class SmallListener:
         fit = (float(costs[best]) - free) / int(lengths[best])
         if fit <= self.knowledge.worst_fit:
             return Heard(self._texts()[role][best], True, fit=fit)
-        return Heard(greedy(logprobs), False, fit=min(fit, 1e3))
+        return Heard(best_path(logprobs), False, fit=min(fit, 1e3))
 
     def _describe(self, x: Tensor, lengths: Tensor, role: str) -> list[Toned]:
         tones, ages, sexes = self.describer(x, lengths)
@@ -114,12 +114,6 @@ class SmallListener:
             )
             for tone, age, sex in zip(tones.softmax(-1), ages.softmax(-1), sexes.softmax(-1), strict=True)
         ]
-
-
-def greedy(logprobs: Tensor) -> str:
-    """CTC's best path, [F, letters + 1] -> text."""
-    columns = torch.unique_consecutive(logprobs.argmax(-1))
-    return " ".join("".join(LETTERS[c - 1] for c in columns.tolist() if c).split())
 
 
 def nothing_in(wave: np.ndarray, table: np.ndarray) -> str:

@@ -1,40 +1,31 @@
 """The reward model: the judge distilled into one pass over features and audio codes.
 
-Two towers, for the query and for the answer, begin as the speech LM's own shared layers; their meeting gives the probabilities of the
-Likert digits, and the reward is the expected digit (ParaS2S, arXiv 2511.08723: the digit as a token, trained by cross-entropy). The
-towers also say what the judge heard on each side, which teaches them far more a pair than a digit does.
+A query is heard by frozen copies of the judge's two ears, without its closed set of texts: the policy cannot game a recording. An answer
+is never made a sound: a tower that begins as the speech LM's own shared layers reads words and tone off its codes. A small network on
+what was heard on both sides gives the probabilities of the Likert digits, and the reward is the expected digit (ParaS2S, arXiv
+2511.08723: the digit as a token, trained by cross-entropy).
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paras2s_cli.judge.ears import Describer, pad
-from paras2s_cli.models.prompt import spoken_queries
+from paras2s_cli.judge.ears import Describer, Transcriber, best_path, pad
+from paras2s_cli.judge.pair_digits import DIGITS, PairDigits, Side, manner_of
+from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 
-DIGITS = 5
 WORD_PRIOR = 8.0
 """Logit that a word is not heard, where no position speaks for it."""
 
 
-@dataclass
-class Side:
-    """What a tower makes of B utterances. vector: [B, width]; words: [B, words] logits of what the judge heard."""
-
-    vector: Tensor
-    words: Tensor
-
-
 class Tower(nn.Module):
-    """A stream of either side to one vector: the trunk's shared layers, in which words are spotted, pooled by learned attention."""
+    """Words and tones of answers: the trunk's shared layers, in which words are spotted, pooled for the tone by learned attention."""
 
-    def __init__(self, model: SpeechLM, width: int, words: int) -> None:
+    def __init__(self, model: SpeechLM, words: int, tones: int) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(model)
         del (
@@ -48,60 +39,64 @@ class Tower(nn.Module):
         size = model.config.hidden_size
         self.norm = nn.RMSNorm(size)
         self.look = nn.Linear(size, 4)
-        self.project = nn.Linear(4 * size, width)
+        self.tone = nn.Sequential(nn.Linear(4 * size, size), nn.GELU(), nn.Linear(size, tones))
         self.spot = nn.Linear(size, words)
-        self.gather = nn.Linear(words, width)
 
     def forward(self, streams: Streams) -> tuple[Tensor, Tensor]:
-        """[B, T] streams -> vectors [B, width] and logits [B, words] of each word's being heard anywhere."""
+        """[B, T] streams -> logits [B, words] of each word's being heard anywhere, and logits [B, tones]."""
         positions, mask = causal(streams.valid)
         hidden = self.norm(self.trunk.shared(self.trunk.embed(streams), positions, mask))
         outside = ~streams.valid[..., None]
         weights = self.look(hidden).float().masked_fill(outside, -torch.inf).softmax(1)
-        pooled = self.project(torch.einsum("btk,btd->bkd", weights, hidden.float()).flatten(1))
+        tones = self.tone(torch.einsum("btk,btd->bkd", weights, hidden.float()).flatten(1)).float()
         # A word is where it is said: a vector of the whole utterance learns sentences by heart, and new ones are its trouble.
         words = self.spot(hidden).float().masked_fill(outside, -torch.inf).logsumexp(1) - WORD_PRIOR
-        return pooled + self.gather(words.sigmoid()), words
+        return words, tones
 
 
 class RewardModel(nn.Module):
     """Query features and answer codes in, Likert logits out.
 
     Args:
-        model: the speech LM that the towers start from.
-        ear: what the judge tells tones with; the reward model has a copy, which it does not train further.
-        words: size of the vocabulary of heard words.
-        query_tones, answer_tones: how many of each the ear tells apart, in this order.
+        model: the speech LM that the tower starts from.
+        transcriber, describer: the judge's ears; the reward model has copies, which it does not train further.
+        words: the vocabulary of heard words.
+        query_tones, answer_tones: how many of each the describer tells apart, in this order.
     """
 
-    def __init__(self, model: SpeechLM, ear: Describer, *, words: int, query_tones: int, answer_tones: int, width: int = 256) -> None:
+    def __init__(
+        self,
+        model: SpeechLM,
+        transcriber: Transcriber,
+        describer: Describer,
+        *,
+        words: Sequence[str],
+        query_tones: int,
+        answer_tones: int,
+    ) -> None:
         super().__init__()
-        self.query, self.answer = Tower(model, width, words), Tower(model, width, words)
-        # The trunk hears words twelve times a second; a tone is told from finer and longer movements. An answer has no waveform yet.
-        self.ear, self.query_tones = copy.deepcopy(ear), query_tones
-        self.bring = nn.Linear(2 * (query_tones + 4), width)
-        self.tones = nn.Linear(width, answer_tones)
-        self.asked, self.said, self.both = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.digit = nn.Linear(width, DIGITS)
+        self.vocabulary, self.query_tones = Vocabulary(words), query_tones
+        self.ears = nn.ModuleDict({"transcriber": copy.deepcopy(transcriber), "describer": copy.deepcopy(describer)})
+        self.answer = Tower(model, len(words), answer_tones)
+        self.digits = PairDigits(len(words), query_tones * (query_tones - 1) // 2 + 2, answer_tones)
         self.thaw()
 
     def thaw(self) -> None:
-        """Lets all be trained but the ear."""
+        """Lets all be trained but the ears."""
         self.requires_grad_(True)
-        self.ear.requires_grad_(False)
+        self.ears.requires_grad_(False)
 
-    def queries(self, tables: Sequence[np.ndarray], augmented: Sequence[np.ndarray] | None = None) -> Side:
-        """Features [F, SIZE] a query -> Q of them. Where words are spotted, `augmented` takes their place; the ear has learnt already."""
-        lm = self.query.trunk
-        vector, words = self.query(spoken_queries(tables if augmented is None else augmented, lm.config, lm.specials))
-        tones, ages, sexes = self.ear(*pad(tables))
-        chances = torch.cat([x.float().log_softmax(-1) for x in (tones[:, : self.query_tones], ages, sexes)], 1)
-        # The judge asks which of a sentence's two styles is likelier, be both unlikely: that is told from logarithms.
-        manner = torch.cat([chances.exp(), chances.clamp(min=-8) / 4 + 1], 1)
-        return Side(vector + self.bring(manner), words)
+    def queries(self, tables: Sequence[np.ndarray]) -> Side:
+        """Features [F, SIZE] a query -> Q of them."""
+        x, lengths = pad(tables)
+        tones, ages, sexes = self.ears["describer"](x, lengths)
+        logprobs = self.ears["transcriber"](x, lengths)
+        spelled = [best_path(row[:length]) for row, length in zip(logprobs, lengths.tolist(), strict=True)]
+        words = self.vocabulary.words_in([self.vocabulary.nearest(text) for text in spelled])
+        return Side(words, manner_of(tones[:, : self.query_tones], ages, sexes))
 
-    def answers(self, codes: Sequence[np.ndarray]) -> Side:
-        """Audio codes [N] an answer -> A of them."""
+    def read(self, codes: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Audio codes [N] an answer -> logits of the tower for A of them."""
         lm = self.answer.trunk
         width = max(len(c) for c in codes) + 2
         audio = torch.full((len(codes), width), lm.specials.blank)
@@ -111,14 +106,13 @@ class RewardModel(nn.Module):
             audio[i, start], audio[i, -1] = lm.specials.media_begin, lm.specials.media_end
             audio[i, start + 1 : -1] = torch.from_numpy(row) + lm.config.kimia_token_offset
             valid[i, start:] = True
-        vector, words = self.answer(Streams(audio, torch.full_like(audio, lm.specials.blank), valid, torch.zeros_like(valid), None))
-        return Side(vector, words)
+        return self.answer(Streams(audio, torch.full_like(audio, lm.specials.blank), valid, torch.zeros_like(valid), None))
 
-    def digits(self, queries: Tensor, answers: Tensor) -> Tensor:
-        """Logits of the digits 1..5: [..., width] twice, broadcast -> [..., 5]."""
-        # One layer on [query, answer, query * answer], of which the first two thirds need no pairs.
-        joint = self.asked(F.gelu(queries)) + self.said(F.gelu(answers)) + self.both(F.gelu(queries * answers))
-        return self.digit(F.dropout(F.gelu(joint), 0.2, self.training)).float()
+    def answers(self, codes: Sequence[np.ndarray]) -> Side:
+        """Audio codes [N] an answer -> A of them. An answer without codes has no words and sounds like any."""
+        words, tones = self.read([c if len(c) else np.zeros(1, dtype=np.int64) for c in codes])
+        there = torch.tensor([len(c) > 0 for c in codes])[:, None]
+        return Side(words.sigmoid() * there, torch.where(there, tones.softmax(-1), 1 / tones.shape[1]))
 
     def expected(self, logits: Tensor) -> Tensor:
         """The reward: the expected digit, [..., 5] -> [...]."""
@@ -128,11 +122,10 @@ class RewardModel(nn.Module):
     def grade(self, tables: Sequence[np.ndarray], codes: Sequence[np.ndarray], group: int = 1) -> tuple[Tensor, Tensor]:
         """Rewards [Q * group] fp32 of answers, `group` of them to each query in turn, and probabilities [Q * group, words] of the words
         in them. An answer without codes gets 1 and has no words."""
-        spoken = [c if len(c) else np.zeros(1, dtype=np.int64) for c in codes]
-        queries, answers = self.queries(tables).vector.repeat_interleave(group, 0), self.answers(spoken)
-        rewards = self.expected(self.digits(queries, answers.vector))
+        answers = self.answers(codes)
+        rewards = self.expected(self.digits.own(self.queries(tables).repeat(group), answers))
         there = torch.tensor([len(c) > 0 for c in codes])
-        return torch.where(there, rewards, torch.ones(())), answers.words.sigmoid() * there[:, None]
+        return torch.where(there, rewards, torch.ones(())), answers.words
 
     def reward(self, tables: Sequence[np.ndarray], codes: Sequence[np.ndarray], group: int = 1) -> Tensor:
         """The rewards of `grade`."""

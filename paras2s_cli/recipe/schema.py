@@ -87,6 +87,7 @@ class DistillRecipe(Recipe):
     answers: int = Field(ge=8)
     temperature: float = Field(1.0, gt=0)
     train: Train
+    digits: Train
     floor: float = Field(0.8, ge=-1, le=1)
     """-1 switches it off."""
 

@@ -21,11 +21,12 @@ from paras2s_cli.recipe.schema import AlignRecipe
 from paras2s_cli.train.distill import (
     Lessons,
     agreement,
-    distill_stage,
+    grading_stage,
+    make_lessons,
     make_reward_model,
     overheard_queries,
+    reading_stage,
     sampled_answers,
-    vocabulary_of,
 )
 from paras2s_cli.train.grpo import grpo_stage
 from paras2s_cli.train.loop import Say, WatchOf, train
@@ -71,16 +72,22 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
     from safetensors.torch import load_file, save_file
 
     settings = run.recipe.reward.model_copy(update={"seed": run.recipe.seed})
-    lessons = Lessons(run.judge, vocabulary_of(run.world), run.world.answer_tones)
     reward = make_reward_model(warm, run.listener, run.world, settings.seed)
+    lessons = make_lessons(run.judge, run.world, reward.vocabulary)
     folder = run.out / "reward" / "model"
     if not is_complete(folder):
         run.say(f"distilling the judge into a reward model: {folder} is not there")
         rows = sampled_answers(settings, warm, run.judge, run.world, "train", settings.answers, run.say)
-        (run.out / "reward").mkdir(parents=True, exist_ok=True)
-        overheard = overheard_queries(run.judge, run.world)
-        stage = distill_stage(run.out / "reward", settings.train, settings.seed, reward, lessons, rows, overheard)
-        train(stage, run.watch("reward"), run.say)
+        reading, grading = run.out / "reward" / "reading", run.out / "reward" / "grading"
+        for folder_ in (reading, grading):
+            folder_.mkdir(parents=True, exist_ok=True)
+        reward.train()
+        train(reading_stage(reading, settings.train, settings.seed, reward, lessons, rows), run.watch("reading"), run.say)
+        reward.eval()
+        asked = [*{r.query.id: (r.query, r.asked) for r in rows}.values(), *overheard_queries(run.judge, run.world)]
+        stage = grading_stage(grading, settings.digits, settings.seed, reward, lessons, asked, rows)
+        reward.digits.train()
+        train(stage, run.watch("grading"), run.say)
         reward.eval()
         held = sampled_answers(settings, warm, run.judge, run.world, "validation", 2 * len(run.world.queries("validation")), run.say)
         pearson = agreement(reward, held)
@@ -113,7 +120,7 @@ def aligned_model(run: Run) -> SpeechLM:
 
     def rewards(queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
         given, spoken = reward.grade([q.features for q in queries], codes, group)
-        written = lessons.words_in([tokenizer.decode(row.tolist()) for row in texts])
+        written = lessons.vocabulary.words_in([tokenizer.decode(row.tolist()) for row in texts])
         return agreeing(given, spoken, written, run.recipe.grpo.agreement)
 
     stage = grpo_stage(

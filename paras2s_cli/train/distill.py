@@ -1,6 +1,6 @@
 """Distils the judge into the reward model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken, World
-from paras2s_cli.judge.ears import augment, pad, spell
+from paras2s_cli.judge.ears import spell
 from paras2s_cli.judge.listener import SmallListener
+from paras2s_cli.judge.pair_digits import Side
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.judge.stages import Utterance
+from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.prompt import codes_of, spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.recipe.schema import DistillRecipe, Train
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.slots import slot_words
 
 ROWS = 128
 """Answers decoded at a time."""
 LIMIT = 56
-OVERHEARD = 16
-"""Queries of a step that nobody has answered."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +89,19 @@ def judge_answers(judge: Judge, world: World, queries: Sequence[Spoken], codes: 
 
 
 class Lessons:
-    """What a batch of judged answers teaches: digits of all pairs in it, and what was heard. tones: those of answers."""
+    """What the judge teaches: digits of pairs, and what it heard.
 
-    def __init__(self, judge: Judge, vocabulary: Sequence[str], tones: Sequence[str]) -> None:
-        self.scorer = judge.scorer
-        self.words = {word: i for i, word in enumerate(vocabulary)}
-        self.tones = list(tones)
+    Args:
+        tones: those of answers. slots: words of queries and answers that may be renamed on both sides without a change of digit.
+    """
 
-    def words_in(self, texts: Sequence[str]) -> Tensor:
-        """[B, words] float, 1 where a word is in the text."""
-        table = torch.zeros(len(texts), len(self.words))
-        for i, text in enumerate(texts):
-            for word in spell(text).split():
-                if word in self.words:
-                    table[i, self.words[word]] = 1.0
-        return table
+    def __init__(self, judge: Judge, vocabulary: Vocabulary, tones: Sequence[str], slots: Collection[str] = ()) -> None:
+        self.scorer, self.vocabulary, self.tones = judge.scorer, vocabulary, list(tones)
+        self.slots = torch.tensor(sorted(vocabulary.columns[w] for w in slots if w in vocabulary.columns), dtype=torch.long)
 
     def heard_words(self, utterances: Sequence[Utterance]) -> Tensor:
         """[B, words] float, 1 where a word was heard."""
-        return self.words_in([u.heard.text if u.heard.known else "" for u in utterances])
+        return self.vocabulary.words_in([u.heard.text for u in utterances])
 
     def heard_tones(self, utterances: Sequence[Utterance]) -> Tensor:
         """[B, tones] float, the describer's probabilities."""
@@ -118,6 +113,15 @@ class Lessons:
         flat = [-100 if v.score is None else v.score - 1 for v in verdicts]
         return torch.tensor(flat).view(len(asked), len(said))
 
+    def renaming(self, generator: torch.Generator) -> Tensor:
+        """A random permutation [words] of the slots' words among themselves.
+
+        Few topics meet each kind of query; by heart, "this kind and the market" is as good a rule as "both speak of the same".
+        """
+        order = torch.arange(len(self.vocabulary))
+        order[self.slots] = self.slots[torch.randperm(len(self.slots), generator=generator)]
+        return order
+
 
 def vocabulary_of(world: World) -> list[str]:
     """Every word that can be heard, in order."""
@@ -125,64 +129,88 @@ def vocabulary_of(world: World) -> list[str]:
 
 
 def make_reward_model(model: SpeechLM, listener: SmallListener, world: World, seed: int) -> RewardModel:
-    """An untrained reward model on the trunk of `model`, with the judge's ear for tones."""
+    """An untrained reward model on the trunk of `model`, with the judge's ears."""
     torch.manual_seed(seed)
     counts = {"query_tones": len(world.query_tones), "answer_tones": len(world.answer_tones)}
-    return RewardModel(model, listener.describer, words=len(vocabulary_of(world)), **counts)
+    return RewardModel(model, listener.transcriber, listener.describer, words=vocabulary_of(world), **counts)
 
 
-def reward_loss(
-    reward: RewardModel,
-    lessons: Lessons,
-    rows: Sequence[Judged],
-    generator: torch.Generator,
-    overheard: Sequence[tuple[Spoken, Utterance]] = (),
-) -> tuple[Tensor, dict]:
-    """Cross-entropy on the judge's digits, half of it on own pairs and half on all pairs of the batch, and on what was heard.
+def make_lessons(judge: Judge, world: World, vocabulary: Vocabulary) -> Lessons:
+    """The lessons of a world's judge."""
+    return Lessons(judge, vocabulary, world.answer_tones, slot_words([q.row["text"] for q in world.queries("train")]))
 
-    Args:
-        overheard: more queries, and what the judge heard in them; they are paired with the answers of the rows.
+
+def reading_loss(reward: RewardModel, lessons: Lessons, rows: Sequence[Judged]) -> Tensor:
+    """Cross-entropy of the words and tones that are read off the codes of answers, on what the judge heard in their sound.
+
+    The words' is summed over the vocabulary. An answer without codes teaches nothing; without any other, the loss is 0.
     """
-    asked, said = [*(r.asked for r in rows), *(u for _, u in overheard)], [r.said for r in rows]
-    clean = [*(r.query.features for r in rows), *(q.features for q, _ in overheard)]
-    x, lengths = pad(clean)
-    augmented = [t[:n].numpy() for t, n in zip(augment(x, generator), lengths, strict=True)]
-    spoken = [r.codes if len(r.codes) else np.zeros(1, dtype=np.int64) for r in rows]
-    queries, answers = reward.queries(clean, augmented), reward.answers(spoken)
-    target = lessons.digits(asked, said)
-    logits = reward.digits(queries.vector[:, None], answers.vector[None, :])
-    everyone = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-    own = F.cross_entropy(logits.diagonal().T, target.diagonal())
-    heard = torch.zeros(())
-    for side, utterances in ((queries, asked), (answers, said)):
-        heard = heard + 20 * F.binary_cross_entropy_with_logits(side.words, lessons.heard_words(utterances))
-    heard = heard + 4 * F.binary_cross_entropy_with_logits(reward.tones(answers.vector).float(), lessons.heard_tones(said))
-    return own + everyone + heard, {"own": float(own.detach()), "pairs": float(everyone.detach()), "heard": float(heard.detach())}
+    rows = [r for r in rows if len(r.codes)]
+    if not rows:
+        return torch.zeros((), requires_grad=True)
+    words, tones = reward.read([r.codes for r in rows])
+    said = [r.said for r in rows]
+    spotted = F.binary_cross_entropy_with_logits(words, lessons.heard_words(said))
+    return len(lessons.vocabulary) * spotted + F.cross_entropy(tones, lessons.heard_tones(said))
 
 
-def distill_stage(
+def digits_loss(reward: RewardModel, lessons: Lessons, queries: Side, answers: Side, target: Tensor, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of the digits of all pairs of Q queries and A answers, under a renaming. target: [Q, A], as `Lessons.digits`."""
+    order = lessons.renaming(generator)
+    logits = reward.digits(queries.renamed(order), answers.renamed(order))
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+def reading_stage(folder: Path, settings: Train, seed: int, reward: RewardModel, lessons: Lessons, rows: Sequence[Judged]) -> Stage:
+    """The stage in which the tower learns to read codes."""
+
+    def step(number: int) -> dict:
+        rng = np.random.default_rng([seed, 31, number])
+        picked = [rows[i] for i in rng.choice(len(rows), min(settings.batch, len(rows)), replace=False)]
+        with precision(settings):
+            loss = reading_loss(reward, lessons, picked)
+        loss.backward()
+        return {"loss": float(loss.detach())}
+
+    return Stage(folder, {"tower": reward.answer}, settings, step)
+
+
+def grading_stage(
     folder: Path,
     settings: Train,
     seed: int,
     reward: RewardModel,
     lessons: Lessons,
+    asked: Sequence[tuple[Spoken, Utterance]],
     rows: Sequence[Judged],
-    overheard: Sequence[tuple[Spoken, Utterance]] = (),
 ) -> Stage:
-    """The stage that trains a reward model on judged answers. overheard: as in `reward_loss`, OVERHEARD of them a step."""
+    """The stage in which the digits are learnt, of every query with every answer; what was heard in them stays as it is.
+
+    Args:
+        asked: queries and what the judge heard in them. settings.batch of them meet as many answers each step.
+    """
+    queries = heard_in(reward.queries, [q.features for q, _ in asked])
+    answers = heard_in(reward.answers, [r.codes for r in rows])
 
     def step(number: int) -> dict:
-        rng = np.random.default_rng([seed, 31, number])
-        picked = [rows[i] for i in rng.choice(len(rows), min(settings.batch, len(rows)), replace=False)]
-        more = [overheard[i] for i in rng.choice(len(overheard), min(OVERHEARD, len(overheard)), replace=False)]
+        rng = np.random.default_rng([seed, 37, number])
+        q = rng.choice(len(asked), min(settings.batch, len(asked)), replace=False)
+        a = rng.choice(len(rows), min(settings.batch, len(rows)), replace=False)
+        target = lessons.digits([asked[i][1] for i in q], [rows[i].said for i in a])
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         torch.manual_seed(seed * 1_000_003 + number)  # dropout draws from the global generator
-        with precision(settings):
-            loss, metrics = reward_loss(reward, lessons, picked, generator, more)
+        loss = digits_loss(reward, lessons, queries[q], answers[a], target, generator)
         loss.backward()
-        return {"loss": float(loss.detach()), **metrics}
+        return {"loss": float(loss.detach())}
 
-    return Stage(folder, {"reward": reward}, settings, step)
+    return Stage(folder, {"digits": reward.digits}, settings, step)
+
+
+@torch.no_grad()
+def heard_in(side: Callable[[list], Side], items: Sequence) -> Side:
+    """A side of many items, in batches."""
+    parts = [side(list(items[i : i + ROWS])) for i in range(0, len(items), ROWS)]
+    return Side(torch.cat([p.words for p in parts]), torch.cat([p.manner for p in parts]))
 
 
 def sampled_answers(
@@ -199,8 +227,8 @@ def sampled_answers(
 
 
 def overheard_queries(judge: Judge, world: World) -> list[tuple[Spoken, Utterance]]:
-    """Training sentences in every tone of a query, and what the judge hears in them."""
-    spoken = [u for u in world.polytone() if u.row["tone"] in world.query_tones]
+    """Training sentences in every tone of a query and carrier sentences, and what the judge hears in them."""
+    spoken = [*(u for u in world.polytone() if u.row["tone"] in world.query_tones), *world.carriers()]
     return list(zip(spoken, hear_queries(judge, spoken), strict=True))
 
 

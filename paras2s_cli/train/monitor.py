@@ -12,7 +12,7 @@ from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import Grpo
-from paras2s_cli.train.distill import Judged, Lessons, agreement, judge_answers, reward_loss
+from paras2s_cli.train.distill import Judged, Lessons, agreement, digits_loss, judge_answers, reading_loss
 from paras2s_cli.train.grpo import Experience
 from paras2s_cli.train.loop import precision, resumed_from
 from paras2s_cli.train.metrics import MetricsLog, read_metrics
@@ -97,7 +97,12 @@ class Monitor:
             rows = [self.judged[i] for i in rng.choice(len(self.judged), min(48, len(self.judged)), replace=False)]
             torch.manual_seed(step * 1009 + turn)
             with precision(self.settings.train):
-                loss, _ = reward_loss(self.reward, self.lessons, rows, torch.Generator().manual_seed(step * 1009 + turn))
+                loss = reading_loss(self.reward, self.lessons, rows)
+            target = self.lessons.digits([r.asked for r in rows], [r.said for r in rows])
+            with torch.no_grad():
+                queries, answers = self.reward.queries([r.query.features for r in rows]), self.reward.answers([r.codes for r in rows])
+            generator = torch.Generator().manual_seed(step * 1009 + turn)
+            loss = loss + digits_loss(self.reward, self.lessons, queries, answers, target, generator)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(taught, 1.0)
             optimizer.step()

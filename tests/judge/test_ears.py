@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from paras2s_cli.audio.features import SIZE
-from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, augment, mask_of, pad, spell
-from paras2s_cli.judge.listener import greedy
+from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, augment, best_path, mask_of, pad, spell
 
 
 @pytest.fixture(scope="module")
@@ -82,4 +81,4 @@ def path(letters: str) -> torch.Tensor:
     ("letters", "text"), [("hh-e-ll-l-o", "hello"), ("---", ""), ("a  b", "a b"), (" -a- - b ", "a b"), ("a-a", "aa"), ("aa", "a")]
 )
 def test_the_best_path_in_letters(letters: str, text: str) -> None:
-    assert greedy(path(letters)) == text
+    assert best_path(path(letters)) == text

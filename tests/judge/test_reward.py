@@ -1,4 +1,4 @@
-"""The reward model by itself: batching changes nothing, pairs are independent, the ear stays as it was, silence gets 1."""
+"""The reward model by itself: batching changes nothing, pairs are independent, the ears stay as they were, silence gets 1."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from paras2s_cli.audio.features import SIZE
-from paras2s_cli.judge.ears import Describer
+from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber
 from paras2s_cli.judge.reward import RewardModel, agreeing
 from paras2s_cli.models.small import new_model, word_tokenizer
 
-CODES, WORDS = 20, 11
+CODES, WORDS = 20, ["lake", "party", "how", "nasty", "sorry", "i", "am", "so", "the", "to", "sir"]
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def reward() -> RewardModel:
     shape = {"hidden_size": 32, "intermediate_size": 48, "shared_layers": 2, "text_layers": 1, "audio_layers": 1}
     lm = new_model(word_tokenizer(["yes no"]), codes=CODES, features=SIZE, heads=4, kv_heads=2, delay=2, seed=1, **shape)
     torch.manual_seed(0)
-    return RewardModel(lm, Describer(8), words=WORDS, query_tones=5, answer_tones=3, width=24).eval()
+    return RewardModel(lm, Transcriber(16), Describer(8, 16), words=WORDS, query_tones=5, answer_tones=3).eval()
 
 
 def tables(lengths: list[int]) -> list[np.ndarray]:
@@ -52,53 +52,52 @@ def test_an_answer_without_codes_gets_1(reward: RewardModel) -> None:
 
 
 @torch.no_grad()
-def test_digits_of_all_pairs_are_those_of_a_layer_on_query_answer_and_product(reward: RewardModel) -> None:
-    queries, answers = reward.queries(tables([40, 17, 8])).vector, reward.answers(spoken([5, 21])).vector
-    found = reward.digits(queries[:, None], answers[None])
-    weight = torch.cat([reward.asked.weight, reward.said.weight, reward.both.weight], 1)
-    bias = reward.asked.bias + reward.said.bias + reward.both.bias
-    for i in range(3):
-        for j in range(2):
-            joint = torch.nn.functional.gelu(torch.cat([queries[i], answers[j], queries[i] * answers[j]]))
-            wanted = reward.digit(torch.nn.functional.gelu(weight @ joint + bias))
-            torch.testing.assert_close(found[i, j], wanted, atol=1e-5, rtol=0)
-    ones = torch.full((5,), -50.0)
-    ones[3] = 50.0
-    assert reward.expected(ones) == 4
-
-
-@torch.no_grad()
 def test_a_word_is_spotted_where_any_position_says_it(reward: RewardModel) -> None:
     """Its logit is the logsumexp over the row's own positions: raising one position's raises it, and padding says nothing."""
     short, long = spoken([4, 30])
-    alone = reward.answers([short]).words[0]
-    padded = reward.answers([short, long]).words[0]
+    alone = reward.read([short])[0][0]
+    padded = reward.read([short, long])[0][0]
     torch.testing.assert_close(alone, padded, atol=1e-5, rtol=0)
     reward.answer.spot.bias[2] += 3
-    raised = reward.answers([short]).words[0]
+    raised = reward.read([short])[0][0]
     torch.testing.assert_close(raised[2], alone[2] + 3, atol=1e-4, rtol=0)
 
 
-def test_the_ear_is_never_trained_and_the_rest_is(reward: RewardModel) -> None:
+def test_the_ears_are_never_trained_and_the_rest_is(reward: RewardModel) -> None:
     for _ in range(2):
-        assert not any(p.requires_grad for p in reward.ear.parameters())
-        assert all(p.requires_grad for n, p in reward.named_parameters() if not n.startswith("ear."))
+        assert not any(p.requires_grad for p in reward.ears.parameters())
+        assert all(p.requires_grad for n, p in reward.named_parameters() if not n.startswith("ears."))
         reward.requires_grad_(False)
         reward.thaw()
-    loss = reward.digits(reward.queries(tables([40])).vector, reward.answers(spoken([5])).vector).square().sum()
+    queries = reward.queries(tables([40]))
+    queries.words[:] = 1.0
+    loss = reward.digits(queries, reward.answers(spoken([5]))).square().sum()
     loss.backward()
-    assert all(p.grad is None for p in reward.ear.parameters())
-    assert reward.bring.weight.grad is not None and float(reward.bring.weight.grad.abs().sum()) > 0
+    assert all(p.grad is None for p in reward.ears.parameters())
+    for part in (reward.answer.spot, reward.answer.tone[0], reward.digits.shared):
+        assert float(part.weight.grad.abs().sum()) > 0
 
 
-@torch.no_grad()
-def test_augmented_features_are_for_words_alone(reward: RewardModel) -> None:
-    clean, other = tables([40]), [t * 0.5 for t in tables([40])]
-    both, plain = reward.queries(clean, other), reward.queries(clean)
-    assert torch.equal(both.words, reward.queries(other).words) and not torch.equal(both.words, plain.words)
-    # what the ear adds is the same whichever the trunk hears
-    ear = plain.vector - reward.queries(other, clean).vector
-    torch.testing.assert_close(both.vector - reward.queries(other).vector, ear, atol=1e-4, rtol=0)
+def test_a_query_is_what_the_ears_make_of_it(reward: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words as they are spelled, the nearest known ones taken; tones of queries alone; lengths respected."""
+
+    def path(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        found = torch.full((len(x), x.shape[1], len(LETTERS) + 1), -9.0)
+        for i, text in enumerate(["the lak", "how nastty zzzz"]):
+            for j, c in enumerate(text):
+                found[i, 2 * j, LETTERS.index(c) + 1] = found[i, 2 * j + 1, 0] = 0.0
+            found[i, 2 * len(text) :, 0] = 0.0
+        return found
+
+    def describe(x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tones = torch.tensor([[0.0, 1, 2, 3, 4, 9, 9, 9], [4.0, 3, 2, 1, 0, 9, 9, 9]])
+        return tones, torch.tensor([[1.0, 0], [0, 1]]), torch.tensor([[0.0, 1], [1, 0]])
+
+    monkeypatch.setattr(reward.ears["transcriber"], "forward", path)
+    monkeypatch.setattr(reward.ears["describer"], "forward", describe)
+    side = reward.queries(tables([64, 40]))
+    assert [[w for w, j in reward.vocabulary.columns.items() if row[j]] for row in side.words] == [["lake", "the"], ["how", "nasty"]]
+    assert side.manner.tolist() == [[-1.0] * 10 + [1, -1], [1.0] * 10 + [-1, 1]]
 
 
 def test_what_is_said_counts_as_far_as_it_is_written() -> None:

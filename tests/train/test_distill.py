@@ -1,7 +1,9 @@
-"""What the reward model is taught: digits of all pairs, words and tones; and how its agreement is measured."""
+"""What the reward model is taught: to read answers, digits of all pairs under other names; and how its agreement is measured."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +12,17 @@ import torch
 
 from paras2s_cli.audio.features import SIZE
 from paras2s_cli.data.worlds import Spoken
-from paras2s_cli.judge.ears import Describer
+from paras2s_cli.judge.ears import Describer, Transcriber
+from paras2s_cli.judge.pair_digits import Side
 from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
+from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.pocket.embedded import PocketWorld
-from paras2s_cli.train.distill import Judged, Lessons, agreement, reward_loss, vocabulary_of
+from paras2s_cli.recipe.schema import Train
+from paras2s_cli.train.distill import Judged, Lessons, agreement, digits_loss, grading_stage, reading_loss, reading_stage, vocabulary_of
+from paras2s_cli.train.loop import train
+from paras2s_cli.train.metrics import read_metrics
 
 TONES = ["calm", "cheerful", "gentle"]
 
@@ -40,7 +47,8 @@ SAID = [
 
 @pytest.fixture
 def lessons(silent_world: PocketWorld) -> Lessons:
-    return Lessons(SimpleNamespace(scorer=silent_world.scorer()), vocabulary_of(silent_world), TONES)  # type: ignore[arg-type]
+    judge = SimpleNamespace(scorer=silent_world.scorer())
+    return Lessons(judge, Vocabulary(vocabulary_of(silent_world)), TONES, ["lake", "party", "museum"])  # type: ignore[arg-type]
 
 
 def test_digits_by_hand(lessons: Lessons) -> None:
@@ -51,7 +59,9 @@ def test_digits_by_hand(lessons: Lessons) -> None:
 
 def test_what_was_heard(lessons: Lessons) -> None:
     words = lessons.heard_words([SAID[0], SAID[2]])
-    assert {w for w, i in lessons.words.items() if words[0, i]} == set(["how", "wonderful", "enjoy", "every", "bit", "of", "the", "lake"])
+    assert {w for w, i in lessons.vocabulary.columns.items() if words[0, i]} == set(
+        ["how", "wonderful", "enjoy", "every", "bit", "of", "the", "lake"]
+    )
     assert not words[1].any()
     torch.testing.assert_close(lessons.heard_tones(SAID[:2]), torch.tensor([[0.3, 0.7, 0.0], [0.0, 0.0, 1.0]]))
 
@@ -60,7 +70,7 @@ def made(lessons: Lessons) -> RewardModel:
     shape = {"hidden_size": 32, "intermediate_size": 48, "shared_layers": 2, "text_layers": 1, "audio_layers": 1}
     lm = new_model(word_tokenizer(["yes"]), codes=20, features=SIZE, heads=4, kv_heads=2, delay=2, seed=1, **shape)
     torch.manual_seed(0)
-    return RewardModel(lm, Describer(8), words=len(lessons.words), query_tones=5, answer_tones=3, width=24).eval()
+    return RewardModel(lm, Transcriber(16), Describer(8, 16), words=list(lessons.vocabulary.columns), query_tones=5, answer_tones=3).eval()
 
 
 def rows(count: int = 2) -> list[Judged]:
@@ -72,26 +82,57 @@ def rows(count: int = 2) -> list[Judged]:
     return found
 
 
-def test_the_loss_pair_by_pair(lessons: Lessons) -> None:
-    """Own pairs are the diagonal; overheard queries are paired with every answer and are nobody's own."""
+def test_reading_is_taught_word_by_word_and_by_the_probabilities_of_tones(lessons: Lessons) -> None:
     reward, some = made(lessons), rows()
-    generator = torch.Generator().manual_seed(0)
-    overheard = [(rows(3)[2].query, ASKED[1])]
-    _, found = reward_loss(reward, lessons, some, generator, overheard)
-    target = lessons.digits([*ASKED[:2], ASKED[1]], SAID[:2])
-    from paras2s_cli.judge.ears import augment, pad
+    nothing = replace(some[0], codes=some[0].codes[:0])
+    words, tones = (t.detach().double() for t in reward.read([r.codes for r in some]))
+    heard, likely = lessons.heard_words(SAID[:2]).double(), lessons.heard_tones(SAID[:2]).double()
+    cost = 0.0
+    for i in range(2):
+        chance = 1 / (1 + torch.exp(-words[i]))
+        cost -= float((heard[i] * chance.log() + (1 - heard[i]) * (1 - chance).log()).sum()) / 2
+        cost -= float((likely[i] * (tones[i] - tones[i].logsumexp(0))).sum()) / 2
+    assert float(reading_loss(reward, lessons, [*some, nothing]).detach()) == pytest.approx(cost, rel=1e-4)
+    assert float(reading_loss(reward, lessons, [nothing])) == 0
 
-    tables = [r.query.features for r in some] + [overheard[0][0].features]
-    x, lengths = pad(tables)
-    heard = [t[:n].numpy() for t, n in zip(augment(x, torch.Generator().manual_seed(0)), lengths, strict=True)]
+
+def test_a_renaming_is_of_slots_alone_and_the_same_on_both_sides(lessons: Lessons) -> None:
+    reward, generator = made(lessons), torch.Generator().manual_seed(3)
+    columns, slots = lessons.vocabulary.columns, [lessons.vocabulary.columns[w] for w in ("lake", "museum", "party")]
+    order = lessons.renaming(generator)
+    assert sorted(order[slots].tolist()) == slots and order[slots].tolist() != slots
+    assert all(order[i] == i for i in range(len(columns)) if i not in slots)
+    target = lessons.digits(ASKED, SAID)
+    queries, answers = Side(lessons.heard_words(ASKED), torch.ones(3, 12)), Side(lessons.heard_words(SAID), torch.ones(3, 3))
+    found = digits_loss(reward, lessons, queries, answers, target, torch.Generator().manual_seed(3))
     with torch.no_grad():
-        logits = [
-            [reward.digits(reward.queries([t], [h]).vector[0], reward.answers([r.codes]).vector[0]) for r in some]
-            for t, h in zip(tables, heard, strict=True)
-        ]
-    cost = [[float(-logits[i][j].log_softmax(-1)[target[i, j]]) for j in range(2)] for i in range(3)]
-    assert found["pairs"] == pytest.approx(np.mean(cost), abs=1e-4)
-    assert found["own"] == pytest.approx((cost[0][0] + cost[1][1]) / 2, abs=1e-4)
+        logits = reward.digits(queries.renamed(order), answers.renamed(order))
+    cost = [-logits[i, j].log_softmax(-1)[target[i, j]] for i in range(2) for j in range(3)]  # the third query has no digits
+    torch.testing.assert_close(found, torch.stack(cost).mean(), atol=1e-5, rtol=0)
+    plain = digits_loss(reward, replace_slots(lessons), queries, answers, target, torch.Generator().manual_seed(3))
+    assert abs(float(plain) - float(found)) > 1e-7
+
+
+def replace_slots(lessons: Lessons) -> Lessons:
+    return Lessons(lessons, lessons.vocabulary, lessons.tones)  # type: ignore[arg-type]
+
+
+def test_both_stages_teach_their_own_part_alone(lessons: Lessons, tmp_path: Path) -> None:
+    reward, some = made(lessons), rows(12)
+    settings = Train(steps=40, lr=4e-3, batch=8, warmup=0)
+    for folder, part in (("a", "answer"), ("b", "digits")):
+        before = {n: p.clone() for n, p in reward.named_parameters()}
+        reward.train()
+        asked = [(r.query, r.asked) for r in some]
+        if part == "answer":
+            stage = reading_stage(tmp_path / folder, settings, 1, reward, lessons, some)
+        else:
+            stage = grading_stage(tmp_path / folder, settings, 1, reward, lessons, asked, some)
+        (tmp_path / folder).mkdir()
+        train(stage)
+        changed = {n.split(".")[0] for n, p in reward.named_parameters() if not torch.equal(p, before[n])}
+        losses = [line["loss"] for line in read_metrics(tmp_path / folder / "metrics.jsonl")]
+        assert changed == {part} and losses[-1] < 0.7 * losses[0]
 
 
 def test_agreement_is_pearsons_over_what_has_a_score(lessons: Lessons) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from paras2s_cli.audio.features import SIZE
-from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, pad
-from paras2s_cli.judge.listener import greedy
+from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, best_path, pad
 from paras2s_cli.pocket.embedded import PocketWorld
 from paras2s_cli.recipe.load import load_recipe
 from paras2s_cli.recipe.schema import PolytoneRecipe, Train
@@ -101,7 +100,7 @@ def test_the_transcriber_learns_toy_letters(tmp_path: Path) -> None:
     with torch.no_grad():
         logprobs = model.eval()(*pad([e.features for e in test]))
     said = ["".join(LETTERS[c - 1] for c in e.letters) for e in test]
-    heard = [greedy(row[: len(e.features)]) for row, e in zip(logprobs, test, strict=True)]
+    heard = [best_path(row[: len(e.features)]) for row, e in zip(logprobs, test, strict=True)]
     assert np.mean([a == b for a, b in zip(said, heard, strict=True)]) > 0.8, list(zip(said, heard, strict=True))[:5]
 
 
