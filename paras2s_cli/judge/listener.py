@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rapidfuzz import process
+from rapidfuzz.distance import Levenshtein
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 
 _SILENT_RMS = 10 ** (-60 / 20)
+_CANDIDATES = 8
+"""Known texts whose likelihoods are compared."""
 _LONGEST = 30 * 50
 """Frames that the networks listen to: what is longer than 30 s is heard by its first 30 s."""
 
@@ -46,6 +50,7 @@ class SmallListener:
         self.transcriber, self.describer, self.knowledge, self.workers = transcriber.eval(), describer.eval(), knowledge, workers
         self.name = knowledge.name
         self._targets = {role: _targets(texts) for role, texts in self._texts().items()}
+        self._spelled = {role: [spell(text) for text in texts] for role, texts in self._texts().items()}
 
     def _texts(self) -> dict[str, list[str]]:
         return {"query": self.knowledge.query_texts, "answer": self.knowledge.answer_texts}
@@ -90,7 +95,10 @@ class SmallListener:
         return [Utterance(h, t, in_words(t, role, self.knowledge)) for h, t in zip(heard, toned, strict=True)]
 
     def _transcribe(self, logprobs: Tensor, role: str) -> Heard:
-        targets, lengths = self._targets[role]
+        # Likelihoods of all texts take longer than the networks; the right one is spelled much like the best path.
+        found = process.extract(best_path(logprobs), self._spelled[role], scorer=Levenshtein.distance, limit=_CANDIDATES)
+        near = sorted(index for _, _, index in found)
+        targets, lengths = (part[near] for part in self._targets[role])
         count = len(lengths)
         frames = torch.full((count,), len(logprobs))
         costs = F.ctc_loss(logprobs[:, None].expand(-1, count, -1), targets, frames, lengths, reduction="none")
@@ -98,7 +106,7 @@ class SmallListener:
         free = -float(logprobs.max(-1).values.sum())
         fit = (float(costs[best]) - free) / int(lengths[best])
         if fit <= self.knowledge.worst_fit:
-            return Heard(self._texts()[role][best], True, fit=fit)
+            return Heard(self._texts()[role][near[best]], True, fit=fit)
         return Heard(best_path(logprobs), False, fit=min(fit, 1e3))
 
     def _describe(self, x: Tensor, lengths: Tensor, role: str) -> list[Toned]:

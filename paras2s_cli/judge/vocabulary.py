@@ -1,16 +1,16 @@
 """The words that the reward model and its lessons speak of."""
 
-import difflib
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from rapidfuzz import fuzz, process
 from torch import Tensor
 
 from paras2s_cli.judge.ears import spell
 
-_NEAR = 0.6
-"""Share of letters (difflib's ratio) that a misspelling has in common with the word that is meant."""
+_NEAR = 60
+"""Percentage of letters that a misspelling has in common with the word that is meant, in order, of both's."""
 
 
 class Vocabulary:
@@ -41,4 +41,5 @@ class Vocabulary:
         return " ".join(map(self._nearest, spell(text).split()))
 
     def _look_up(self, word: str) -> str:
-        return next(iter(difflib.get_close_matches(word, self.columns, 1, _NEAR)), word)
+        found = process.extractOne(word, list(self.columns), scorer=fuzz.ratio, score_cutoff=_NEAR)
+        return word if found is None else found[0]

@@ -102,6 +102,7 @@ class Grpo(RecipeBase):
     audio_top_k: int = Field(0, ge=0)
     kl: float = Field(0.1, ge=0)
     clip: float = Field(0.2, gt=0)
+    advantage_epsilon: float = Field(1e-4, gt=0)
     text_weight: float = Field(1.0, ge=0)
     agreement: float = Field(1.0, ge=0, le=1)
     limit: int = Field(56, ge=8)

@@ -32,19 +32,20 @@ class Experience:
     rewards: Tensor
 
 
-def group_advantages(rewards: Tensor) -> Tensor:
+def group_advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
     """Rewards less their group's mean, over its deviation.
 
     Args:
         rewards: [P, G]; NaN where an answer has none. Those are left out of mean and deviation and get advantage 0, as does every
             answer of a group in which fewer than two rewards are left or all are equal.
+        epsilon: added to the deviation. Where it is as large as the reward's own noise, groups that differ by noise alone push less.
     """
     there = ~rewards.isnan()
     count = there.sum(1, keepdim=True).clamp(min=1)
     mean = rewards.nan_to_num().sum(1, keepdim=True) / count
     centred = (rewards - mean).nan_to_num() * there
     deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return torch.where(deviation > 1e-4, centred / (deviation + 1e-4), torch.zeros(()))
+    return torch.where(deviation > 1e-4, centred / (deviation + epsilon), torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def grpo_stage(
         spoken = codes_of(rolled.answers, policy.config)
         codes = [c if e else c[:0] for c, e in zip(spoken, rolled.ended.tolist(), strict=True)]
         rewards = reward(asked, codes, rolled.answers.text, settings.group)
-        advantages = group_advantages(rewards.view(settings.prompts, settings.group)).flatten()
+        advantages = group_advantages(rewards.view(settings.prompts, settings.group), settings.advantage_epsilon).flatten()
         answers = rolled.answers
         with torch.no_grad(), precision(settings.train):
             ref_text, ref_audio = stream_logprobs(warm, prompts, answers, sampling)

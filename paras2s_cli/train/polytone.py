@@ -145,7 +145,7 @@ def train_listener(recipe: PolytoneRecipe, world: World, scratch: Path, say: Say
         stage.folder.mkdir(parents=True, exist_ok=True)
         train(stage, watch(name) if watch else None, say)
     knowledge = Knowledge(
-        name=f"pocket-ears-3-{content_key(recipe_hash(recipe), world.key)}",
+        name=f"pocket-ears-4-{content_key(recipe_hash(recipe), world.key)}",
         query_texts=world.known_texts("query"),
         answer_texts=world.known_texts("answer"),
         query_tones=world.query_tones,

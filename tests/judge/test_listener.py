@@ -59,6 +59,18 @@ def test_a_slip_of_a_letter_is_forgiven_and_another_text_is_spelled(listener: Sm
     assert (other.text, other.known) == ("something else", False)
 
 
+def test_of_many_texts_the_likeliest_is_found_wherever_it_stands(listener: SmallListener) -> None:
+    """Only the nearest by spelling are compared; two that are equally near are told apart by their likelihoods."""
+    texts = [f"{a} {b} day" for a in ("good", "gold", "wood", "nice", "long", "fine", "cold") for b in ("old", "sun", "rain", "new")]
+    many = SmallListener(listener.transcriber, listener.describer, dataclasses.replace(KNOWN, answer_texts=texts), 1)
+    for text in texts:
+        assert many._transcribe(spelled_out(text), "answer").text == text
+    unsure = spelled_out("good sun day").exp()
+    unsure[9:12] = spelled_out("e").exp()  # the d of good is an e at best and an l at second best: gold is no slip, good is
+    unsure[9, LETTERS.index("d") + 1] = unsure[10, LETTERS.index("d") + 1] = 0.3
+    assert many._transcribe(unsure.log(), "answer").text == "good sun day"
+
+
 def test_an_utterance_too_short_for_any_text_is_unknown_and_its_fit_finite(listener: SmallListener) -> None:
     heard = listener._transcribe(spelled_out("a"), "query")
     assert (heard.text, heard.known) == ("a", False) and np.isfinite(heard.fit)

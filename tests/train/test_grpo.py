@@ -32,6 +32,12 @@ def test_advantages_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-3, rtol=0)
 
 
+def test_an_epsilon_of_the_size_of_the_noise() -> None:
+    """Deviations 2 and 0.01, with 0.5 added: the clear group keeps four fifths of its push, the noise a fiftieth."""
+    found = group_advantages(torch.tensor([[1.0, 5.0, 1.0, 5.0], [3.01, 2.99, 3.01, 2.99]]), 0.5)
+    torch.testing.assert_close(found, torch.tensor([[-0.8, 0.8, -0.8, 0.8], [0.0196, -0.0196, 0.0196, -0.0196]]), atol=1e-3, rtol=0)
+
+
 def test_a_missing_reward_is_left_out() -> None:
     found = group_advantages(torch.tensor([[1.0, NAN, 3.0, NAN, 2.0], [-4.0, NAN, NAN, 0.0, NAN]]))
     root = math.sqrt(1.5)
