@@ -21,6 +21,11 @@ def test_interpreter(tmp_path: Path) -> None:
     assert run_cases(HERE / "interpreter/case_sample_logprob.py", tmp_path, interpret=True) >= 75
 
 
+@pytest.mark.slow
+def test_interpreter_in_thousands_of_rows(tmp_path: Path) -> None:
+    assert run_cases(HERE / "interpreter/case_sample_logprob_rows.py", tmp_path, interpret=True) == 1
+
+
 def test_ahead_of_time(tmp_path: Path) -> None:
     assert run_cases(HERE / "aot/case_sample_logprob.py", tmp_path, interpret=False) >= 20
 
@@ -78,7 +83,9 @@ def chi_square(ids: torch.Tensor, p: torch.Tensor) -> tuple[float, int]:
     return sum((c - e) ** 2 / e for c, e in cells), len(cells) - 1
 
 
-@pytest.mark.parametrize("settings", ({}, {"top_k": 12}, {"temperature": 2.0, "top_p": 0.8}, {"temperature": 1.7, "top_k": 30, "top_p": 0.9}), ids=str)
+@pytest.mark.parametrize(
+    "settings", ({}, {"top_k": 12}, {"temperature": 2.0, "top_p": 0.8}, {"temperature": 1.7, "top_k": 30, "top_p": 0.9}), ids=str
+)
 @pytest.mark.parametrize("varied", ("rows", "steps", "stream and rows"))
 def test_draws_have_the_probabilities(settings: dict[str, float], varied: str) -> None:
     draws = 40_000

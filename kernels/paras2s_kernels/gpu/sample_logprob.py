@@ -32,9 +32,9 @@ def ordered(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def cut(  # type: ignore[no-untyped-def]
-    base, vocab, least, row_max, inv_temperature, target, MASS: tl.constexpr, DIGITS: tl.constexpr, BLOCK: tl.constexpr
+    base, vocab, row_max, inv_temperature, target, MASS: tl.constexpr, DIGITS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The largest bits t with a weight of at least `target` at or above t; what lies below `least` has no mass."""
+    """The largest bits t with a weight of at least `target` at or above t."""
     found = tl.full((), 0, tl.uint32)
     digit = tl.full((), 1 << 30, tl.uint32)
     for _ in range(DIGITS):
@@ -47,7 +47,7 @@ def cut(  # type: ignore[no-untyped-def]
             bits = ordered(x)
             weight = tl.full((BLOCK,), 1.0, tl.float32)  # padding counts as -inf does: it changes nothing above
             if MASS:
-                weight = tl.where(bits >= least, tl.exp((x - row_max) * inv_temperature), 0.0)
+                weight = tl.exp((x - row_max) * inv_temperature)
             one += tl.where(bits >= found + digit, weight, 0.0)
             two += tl.where(bits >= found + 2 * digit, weight, 0.0)
             three += tl.where(bits >= found + 3 * digit, weight, 0.0)
@@ -86,18 +86,17 @@ def sample_kernel(  # type: ignore[no-untyped-def]
         columns = start + tl.arange(0, BLOCK)
         x = tl.load(base + columns, mask=columns < vocab, other=neg_inf).to(tl.float32)
         m = tl.maximum(m, tl.max(x, 0))
-    anchor = tl.where(m == neg_inf, 0.0, m)
 
     least = tl.full((), 0, tl.uint32)
     if TOP_K:
-        least = cut(base, vocab, least, anchor, inv_temperature, top_k * 1.0, False, DIGITS, BLOCK)
+        least = cut(base, vocab, m, inv_temperature, top_k * 1.0, False, DIGITS, BLOCK)
     if TOP_P:
         mass = tl.full((BLOCK,), 0.0, tl.float32)
         for start in range(0, vocab, BLOCK):
             columns = start + tl.arange(0, BLOCK)
             x = tl.load(base + columns, mask=columns < vocab, other=neg_inf).to(tl.float32)
-            mass += tl.where(ordered(x) >= least, tl.exp((x - anchor) * inv_temperature), 0.0)
-        least = cut(base, vocab, least, anchor, inv_temperature, top_p * tl.sum(mass, 0), True, DIGITS, BLOCK)
+            mass += tl.where(ordered(x) >= least, tl.exp((x - m) * inv_temperature), 0.0)
+        least = cut(base, vocab, m, inv_temperature, top_p * tl.sum(mass, 0), True, DIGITS, BLOCK)
 
     row_id = tl.load(row_ids + row)
     zero = tl.full((BLOCK // 4,), 0, tl.uint32)
@@ -106,6 +105,7 @@ def sample_kernel(  # type: ignore[no-untyped-def]
     c3 = zero + (row_id >> 32).to(tl.uint32)
 
     weights = tl.full((BLOCK,), 0.0, tl.float32)
+    # in a row of -inf throughout every score is NaN or -inf, larger than nothing: the id stays 0
     best = tl.full((), neg_inf, tl.float32)
     chosen = tl.full((), 0, tl.int32)
     for start in range(0, vocab, BLOCK):
@@ -114,7 +114,7 @@ def sample_kernel(  # type: ignore[no-untyped-def]
         kept = ordered(x) >= least
         # after a cut few ids are left, and most blocks of a long row need no random numbers
         if tl.max(kept.to(tl.int32), 0) > 0:
-            w = tl.where(kept, tl.exp((x - anchor) * inv_temperature), 0.0)
+            w = tl.where(kept, tl.exp((x - m) * inv_temperature), 0.0)
             weights += w
             if GREEDY:
                 score = tl.where(kept, x, neg_inf)
@@ -128,7 +128,7 @@ def sample_kernel(  # type: ignore[no-untyped-def]
             best = tl.maximum(best, top)
 
     x_id = tl.load(base + chosen).to(tl.float32)
-    value = tl.where(m == neg_inf, neg_inf, (x_id - anchor) * inv_temperature - tl.log(tl.sum(weights, 0)))
+    value = tl.where(m == neg_inf, neg_inf, (x_id - m) * inv_temperature - tl.log(tl.sum(weights, 0)))
     tl.store(ids + row, chosen.to(tl.int64))
     tl.store(logprob + row, value)
 

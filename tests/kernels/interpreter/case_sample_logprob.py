@@ -40,15 +40,6 @@ def test_restricted(settings: dict[str, float], dtype: torch.dtype) -> None:
     oracle.check(oracle.make_case(2, 129, dtype, strided=True, **settings), kernel.forward, block=64)
 
 
-def test_the_same_tokens_as_the_reference_in_thousands_of_rows() -> None:
-    case = oracle.make_case(2000, 61)
-    ids, logprob = oracle.check(case, kernel.forward, block=64)
-    want_ids, want_logprob = oracle.check(case, reference.forward)
-    assert (ids != want_ids).sum() <= 1  # the oracle lets near-ties differ: about 1 row in 50,000
-    same = ids == want_ids
-    torch.testing.assert_close(logprob[same], want_logprob[same], rtol=1e-5, atol=5e-6)
-
-
 def test_ties_at_the_cut_are_kept_and_both_zeros_are_one() -> None:
     case = oracle.make_case(8, 50, torch.bfloat16, ties=True, top_k=25)
     assert (case.logits.view(torch.int16) == -(2**15)).any() and (case.logits.topk(25).values[:, -1] == 0).any()
@@ -137,14 +128,12 @@ BUGS = {
     "a_digit_left_out": ("range(DIGITS)", "range(DIGITS - 1)"),
     "second_threshold": ("found + 2 * digit", "found + 3 * digit"),
     "third_threshold": ("(tl.sum(three, 0) >= target)", "(tl.sum(two, 0) >= target)"),
-    "one_more_than_k": ("(tl.sum(one, 0) >= target)", "(tl.sum(one, 0) > target)"),
+    "one_more_than_k": ("top_k * 1.0", "top_k + 1.0"),
     "blocks_forgotten": ("one += tl.where", "one = tl.where"),
-    "mass_below_the_cut": ("weight = tl.where(bits >= least, tl", "weight = tl.where(bits >= 0, tl"),
     "total_below_the_cut": ("mass += tl.where(ordered(x) >= least, tl", "mass += tl.where(ordered(x) >= 0, tl"),
     "mass_without_temperature": ("tl.exp((x - row_max) * inv_temperature)", "tl.exp(x - row_max)"),
     "nucleus_of_everything": ("top_p * tl.sum(mass, 0)", "tl.sum(mass, 0)"),
     "cut_excludes_its_id": ("kept = ordered(x) >= least", "kept = ordered(x) > least"),
-    "shift_of_a_dead_row": ("anchor = tl.where(m == neg_inf, 0.0, m)", "anchor = m"),
     "dead_row_has_a_value": ("value = tl.where(m == neg_inf, neg_inf, ", "value = ("),
     "maximum_of_the_last_block": ("m = tl.maximum(m, tl.max(x, 0))", "m = tl.max(x, 0)"),
     "stride_ignored": ("base = logits + row * row_stride", "base = logits + row * vocab"),
@@ -156,14 +145,14 @@ BUGS = {
     "seed_of_32_bits": ("tl.philox(seed, ", "tl.philox(seed & 0xFFFFFFFF, "),
     "words_out_of_order": ("tl.join(r0, r2), tl.join(r1, r3)", "tl.join(r0, r1), tl.join(r2, r3)"),
     "weights_of_the_last_block": ("weights += w", "weights = w"),
-    "weights_without_temperature": ("w = tl.where(kept, tl.exp((x - anchor) * inv_temperature), 0.0)",
-                                    "w = tl.where(kept, tl.exp(x - anchor), 0.0)"),
+    "weights_without_temperature": ("w = tl.where(kept, tl.exp((x - m) * inv_temperature), 0.0)",
+                                    "w = tl.where(kept, tl.exp(x - m), 0.0)"),
     "race_the_wrong_way": ("w / exponentials(words)", "w * exponentials(words)"),
     "race_of_those_left_out": ("score = tl.where(kept, w / exponentials(words), neg_inf)",
-                               "score = tl.exp((x - anchor) * inv_temperature) / exponentials(words)"),
+                               "score = tl.exp((x - m) * inv_temperature) / exponentials(words)"),
     "greedy_takes_the_last": ("tl.where(top > best, ", "tl.where(top >= best, "),
     "place_in_the_block": ("start + place", "place"),
-    "logprob_without_temperature": ("(x_id - anchor) * inv_temperature - tl.log", "(x_id - anchor) - tl.log"),
+    "logprob_without_temperature": ("(x_id - m) * inv_temperature - tl.log", "(x_id - m) - tl.log"),
     "complement_forgotten": ("((words ^ 0xFFFFFFFF)", "(words"),
     "infinite_race": ("(words.to(tl.float32) + 0.5)", "words.to(tl.float32)"),
     "smallest_numbers_lost": ("tl.where(lost == 0.0, v, ", "tl.where(lost == 0.0, 0.0, "),
@@ -176,7 +165,7 @@ def _suite(module: object) -> None:
     oracle.check(oracle.make_case(3, 129, strided=True), forward, block=64)
     case = oracle.make_case(2, 129, illegal=0.3, temperature=0.0)
     case.logits[:, [40, 100]] = 9.0
-    case.logits[0] = oracle.NEG_INF
+    case.logits[0], case.logits[1, 128] = oracle.NEG_INF, oracle.NEG_INF  # all of the last block too
     oracle.check(case, forward, block=64)
     _check_exponentials(module)
     oracle.check(oracle.make_case(4, 33, torch.bfloat16, ties=True, top_k=18), forward, block=32)
