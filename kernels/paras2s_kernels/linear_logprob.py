@@ -94,7 +94,8 @@ def _forward_op(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float)
 )
 def _backward_op(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     module = dispatch.implementation("linear_logprob", hidden.device)
-    grads: tuple[Tensor, Tensor] = module.backward(hidden, *arguments)
+    with torch.autocast(hidden.device.type, enabled=False):  # where somebody calls backward() under it
+        grads: tuple[Tensor, Tensor] = module.backward(hidden, *arguments)
     return grads
 
 

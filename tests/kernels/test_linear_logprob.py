@@ -71,6 +71,7 @@ def test_one_gradient_only(function) -> None:
 
 def test_more_than_65535_rows_and_no_rows() -> None:
     case = oracle.make_case(70_000, 3, size=2)
+    case.grad_logprob[100:69_900] = case.grad_entropy[100:69_900] = 0.0  # a sum of all has an error of its own
     oracle.check_close(case, *run_public(case))
     outputs = linear_logprob(torch.zeros(0, 4), torch.zeros(7, 4), torch.zeros(0, dtype=torch.int64), ref_logprob=torch.zeros(0))
     assert all(output.shape == (0,) for output in outputs)
@@ -78,7 +79,7 @@ def test_more_than_65535_rows_and_no_rows() -> None:
 
 def test_kl_is_k3_and_has_its_gradient() -> None:
     case = oracle.make_case(9, 50)
-    ref = torch.randn(9, generator=torch.Generator().manual_seed(1)) - 3
+    ref = oracle.exact(case)[0].float() + torch.randn(9, generator=torch.Generator().manual_seed(1))
     tensors = [x.double().requires_grad_() for x in (case.hidden, case.weight)]
     logs = (tensors[0] @ tensors[1].t() / case.temperature).log_softmax(-1)
     d = ref.double() - logs.gather(1, case.ids[:, None])[:, 0]
@@ -95,11 +96,12 @@ def test_kl_is_k3_and_has_its_gradient() -> None:
     torch.testing.assert_close(itself, torch.full((9,), 5e-9), rtol=0.1, atol=0.0)  # exp(d) - 1 - d in fp32 would be 0 or 1e-7
 
 
-def test_under_autocast_it_casts_as_linear_does_and_keeps_float32_logits() -> None:
+@pytest.mark.parametrize("function", (linear_logprob, torch.compile(linear_logprob, backend="aot_eager")), ids=("eager", "compiled"))
+def test_under_autocast_it_casts_as_linear_does_and_keeps_float32_logits(function) -> None:
     case = oracle.make_case(9, 50, dtype=torch.bfloat16)
     hidden, weight = case.hidden.clone().requires_grad_(), case.weight.float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        logprob, entropy, _ = linear_logprob(hidden, weight, case.ids, case.temperature)
+        logprob, entropy, _ = function(hidden, weight, case.ids, case.temperature)
         (logprob @ case.grad_logprob + entropy @ case.grad_entropy).backward()
     assert weight.grad.dtype == torch.float32
     oracle.check_close(case, logprob.detach(), entropy.detach(), hidden.grad, weight.grad.bfloat16())
@@ -142,7 +144,7 @@ BUGS = {
     "gradients_swapped": ("None if grad_logprob is None else grad_logprob[piece], None if grad_entropy is None else grad_entropy[piece]",
                           "grad_entropy[piece], grad_logprob[piece]"),
     "rounded_logits": ("hidden[piece].float() @ head, ids", "(hidden[piece] @ weight.t()).float(), ids"),
-    "rounded_recomputation": ("states @ head.t()", "hidden[piece] @ weight.t()"),
+    "rounded_recomputation": ("states @ head.t()", "(hidden[piece] @ weight.t()).float()"),
     "last_rows_left_out": ("range(0, rows, size)", "range(0, rows - 1, size)"),
 }  # fmt: skip
 
@@ -150,7 +152,7 @@ BUGS = {
 @pytest.mark.parametrize("bug", BUGS)
 def test_planted_bug_in_the_reference_is_caught(bug: str, tmp_path: Path) -> None:
     module = with_bug(Path(reference.__file__), tmp_path, bug, *BUGS[bug])
-    with pytest.raises(AssertionError, match=r"logprob:|entropy:|gradient of|assert torch.bfloat16"):
+    with pytest.raises(AssertionError, match=r"logprob:|entropy:|gradient of"):
         for checked in (reference, module):  # the first must pass
             checked._TOKENS, checked._CHUNK, before = 8, 1, (checked._TOKENS, checked._CHUNK)
             try:

@@ -94,7 +94,8 @@ class LinearLogprob(torch.autograd.Function):
     def backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, weight, ids, entropy, row_max, log_sum = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden, grad_weight = backward(
-            hidden, weight, ids, ctx.temperature, entropy, row_max, log_sum, grad_logprob, grad_entropy, need_hidden, need_weight
-        )
+        with torch.autocast(hidden.device.type, enabled=False):  # where somebody calls backward() under it
+            grad_hidden, grad_weight = backward(
+                hidden, weight, ids, ctx.temperature, entropy, row_max, log_sum, grad_logprob, grad_entropy, need_hidden, need_weight
+            )
         return grad_hidden if need_hidden else None, grad_weight if need_weight else None, None, None

@@ -62,4 +62,4 @@ def test_planted_narrow_offset_is_caught(tmp_path: Path) -> None:
 
 def test_planted_spill_is_caught() -> None:
     with pytest.raises(AssertionError, match="spills"):
-        check_fits(_build(kernel.sample_kernel, 90, "fp32", 8192, _RESTRICTED), 90)
+        check_fits(_build(kernel.sample_kernel, 90, "fp32", 2048, _WHOLE), 90)
