@@ -18,7 +18,7 @@ import torch
 
 ENV = "PARAS2S_KERNELS"
 BACKENDS = ("triton", "reference")
-KERNELS = ("token_logprob", "sample_logprob", "linear_logprob", "grpo_loss")
+KERNELS = ("token_logprob", "sample_logprob", "linear_logprob", "grpo_loss", "shared_prefix_attention")
 _FOLDER = {"triton": "gpu", "reference": "reference"}
 
 # A plain global and not a context variable: autograd runs the backward of CUDA tensors in threads of its own.
