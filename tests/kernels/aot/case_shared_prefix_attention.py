@@ -66,5 +66,5 @@ def test_planted_narrow_offset_is_caught(narrow: str, tmp_path: Path) -> None:
 
 
 def test_planted_spill_is_caught() -> None:
-    with pytest.raises(AssertionError, match="spills|shared memory"):
+    with pytest.raises(AssertionError, match=r"spills|shared memory"):
         check_fits(_build(kernel.prefix_kernel, 90, "bf16", 256, 128, block=64), 90)

@@ -120,7 +120,6 @@ BUGS = {
     "nothing_seen_is_nan": ('    anchor = tl.where(new_m == float("-inf"), 0.0, new_m)\n    weights', "    anchor = new_m\n    weights"),
     "nothing_merged_is_nan": ('        anchor = tl.where(new_m == float("-inf"), 0.0, new_m)\n', "        anchor = new_m\n"),
     "scale_of_e": ("scale = scale * math.log2(math.e)", "scale = scale * 1.0"),
-    "rows_beyond_the_last": ("live = (query // REP < tile_rows) & (row < rows)", "live = query // REP < tile_rows - 1"),
     "head_of_another_group": ("q_heads = head * REP + query % REP", "q_heads = query % REP"),
     "queries_interleaved": ("q_heads = head * REP + query % REP", "q_heads = (query % REP) * tl.num_programs(1) + head"),
     "other_prompts_seen": ("inside[None, :] & (prompt == current)[:, None]", "inside[None, :] & live[:, None]"),
