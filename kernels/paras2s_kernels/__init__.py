@@ -5,7 +5,6 @@ Importing this package imports torch, never triton: the Triton form is loaded on
 
 from paras2s_kernels.dispatch import backends, force
 from paras2s_kernels.grpo_loss import grpo_loss
-from paras2s_kernels.grpo_loss import grpo_loss
 from paras2s_kernels.linear_logprob import linear_logprob
 from paras2s_kernels.sample_logprob import sample_logprob
 from paras2s_kernels.shared_prefix_attention import shared_prefix_attention

@@ -15,8 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_QUERIES = {2: 64, 4: 16}  # bytes a number -> queries of the largest tile
-KEY_BLOCK = {2: 64, 4: 32}  # bytes a number -> keys a block; halved for head sizes above 128
+# By bytes a number, so that no register is spilled on any of the GPUs that the tests compile for.
+MAX_QUERIES = {2: 64, 4: 16}  # of a tile, where loads can be wide: see `wide`
+MAX_QUERIES_NARROW = {2: 32, 4: 16}
+MIN_QUERIES = {2: 32, 4: 16}
+KEY_BLOCK = {2: 32, 4: 16}
 PROGRAMS = 264  # two for each multiprocessor of an H100: what the split of the prefix aims at
 MIN_SPLIT = 128  # keys a split, at least
 
@@ -133,17 +136,32 @@ def suffix_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + out_row[:, None] * DIM + columns[None, :], result.to(out.dtype.element_ty), mask=live[:, None] & in_dim)
 
 
-def tiling(rows: int, prompts: int, rep: int, itemsize: int) -> tuple[int, int]:
-    """(rows a tile, queries a tile): the mean group in one tile, or in equal parts where it is too large for one."""
-    most = max(MAX_QUERIES[itemsize], triton.next_power_of_2(rep))
+def wide(*tensors: Tensor) -> bool:
+    """Whether addresses and strides are multiples of 16, which is when Triton loads 16 bytes a thread and ahead of their use."""
+    return all(x.data_ptr() % 16 == 0 and not any(stride % 16 for stride in x.stride()[:-1]) for x in tensors)
+
+
+def tiling(rows: int, prompts: int, rep: int, itemsize: int, wide: bool = True) -> tuple[int, int]:
+    """(rows a tile, queries a tile): the mean group in one tile, or in equal parts where it is too large for one.
+
+    All query heads of a row are in one tile, so one of many heads for each key-value head can be larger than MAX_QUERIES.
+    """
+    most = max((MAX_QUERIES if wide else MAX_QUERIES_NARROW)[itemsize], triton.next_power_of_2(rep))
     group = -(-rows // max(prompts, 1))
     parts = -(-group // (most // rep))
     tile_rows = -(-group // parts)
-    return tile_rows, max(16, triton.next_power_of_2(tile_rows * rep))
+    return tile_rows, queries_of(tile_rows, rep, itemsize)
 
 
-def key_block(dim: int, itemsize: int) -> int:
-    return KEY_BLOCK[itemsize] if dim <= 128 else KEY_BLOCK[itemsize] // 2
+def queries_of(tile_rows: int, rep: int, itemsize: int) -> int:
+    return max(MIN_QUERIES[itemsize], triton.next_power_of_2(tile_rows * rep))
+
+
+def launch(dim: int, itemsize: int, queries: int) -> dict[str, int]:
+    """Keys a block, warps, and blocks that are loaded ahead, for a tile of so many queries."""
+    large = dim > 128
+    warps = 8 if large or queries > MAX_QUERIES[itemsize] else 4
+    return {"BLOCK_N": KEY_BLOCK[itemsize], "num_warps": warps, "num_stages": 2 if large or itemsize == 4 else 3}
 
 
 def splits_for(capacity: int, programs: int) -> int:
@@ -176,14 +194,18 @@ def forward(
     if not rows:
         return out
     rep, itemsize = heads // kv_heads, q.dtype.itemsize
-    chosen_rows, queries = tiling(rows, prompts, rep, itemsize)
+    chosen_rows, queries = tiling(rows, prompts, rep, itemsize, wide(q, prefix_k, prefix_v))
     if tile_rows is not None:
-        chosen_rows, queries = tile_rows, max(16, triton.next_power_of_2(tile_rows * rep))
+        chosen_rows, queries = tile_rows, queries_of(tile_rows, rep, itemsize)
     tiles = -(-rows // chosen_rows)
     splits = splits_for(capacity, tiles * kv_heads) if splits is None else splits
     part_out = torch.empty((rows, heads, splits, dim), dtype=torch.float32, device=q.device)
     part_max, part_sum = (torch.empty((rows, heads, splits), dtype=torch.float32, device=q.device) for _ in range(2))
-    blocks = {"REP": rep, "DIM": dim, "BLOCK_N": block or key_block(dim, itemsize), "BLOCK_D": max(16, triton.next_power_of_2(dim))}
+    own_queries = max(16, triton.next_power_of_2(rep))
+    sizes = {"REP": rep, "DIM": dim, "BLOCK_D": max(16, triton.next_power_of_2(dim))}
+    shared, own = ({**sizes, **launch(dim, itemsize, size), "BLOCK_M": size} for size in (queries, own_queries))
+    if block:
+        shared["BLOCK_N"] = own["BLOCK_N"] = block
     scale = scale * math.log2(math.e)
     prompt_of, prefix_lengths, suffix_lengths = prompt_of.contiguous(), prefix_lengths.contiguous(), suffix_lengths.contiguous()
     if splits:
@@ -191,11 +213,11 @@ def forward(
         prefix_kernel[(tiles, kv_heads, splits)](
             q, prefix_k, prefix_v, starts, prefix_lengths, prompt_of, part_out, part_max, part_sum,
             *q.stride()[:2], *prefix_k.stride()[:3], *prefix_v.stride()[:3], rows, prompts, capacity, chosen_rows, scale,
-            HAS_STARTS=prefix_starts is not None, BLOCK_M=queries, **blocks, num_warps=4,
+            HAS_STARTS=prefix_starts is not None, **shared,
         )  # fmt: skip
     suffix_kernel[(rows, kv_heads)](
         q, suffix_k, suffix_v, suffix_lengths, part_out, part_max, part_sum, out,
         *q.stride()[:2], *suffix_k.stride()[:3], *suffix_v.stride()[:3], suffix_k.shape[2], splits, scale,
-        BLOCK_M=max(16, triton.next_power_of_2(rep)), **blocks, num_warps=4,
+        **own,
     )  # fmt: skip
     return out

@@ -17,14 +17,16 @@ _TYPES |= {name: "i32" for name in ("rows", "prompts", "capacity", "tile_rows", 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
-def _build(function: Any, capability: int, dtype: str, dim: int, queries: int, stride: str = "i32", block: int | None = None) -> Resources:
+def _build(function: Any, capability: int, dtype: str, dim: int, queries: int, stride: str = "i32", wide: bool = True) -> Resources:
     types = _TYPES | {name: f"*{dtype}" for name in ("q", "keys", "values", "out")}
-    types |= {name: stride for name in function.arg_names if name.startswith(("q_", "k_", "v_"))}
+    strides = [name for name in function.arg_names if name.startswith(("q_", "k_", "v_"))]
+    types |= dict.fromkeys(strides, stride)
     arguments = {name: types[name] for name in function.arg_names if name in types}
     constants = {"HAS_STARTS": True, "REP": 7, "DIM": dim, "BLOCK_M": queries, "BLOCK_D": max(16, 1 << (dim - 1).bit_length())}
-    constants["BLOCK_N"] = block or kernel.key_block(dim, _BYTES[dtype])
+    constants |= kernel.launch(dim, _BYTES[dtype], queries)
+    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
-    return compile_for(capability, function, arguments, constants, 4)
+    return compile_for(capability, function, arguments, constants, warps, stages, strides if wide else ())
 
 
 @pytest.mark.parametrize("dim", (128, 256))
@@ -34,16 +36,32 @@ def test_largest_tiles_fit(capability: int, dtype: str, dim: int) -> None:
     check_fits(_build(kernel.prefix_kernel, capability, dtype, dim, kernel.MAX_QUERIES[_BYTES[dtype]]), capability)
 
 
+@pytest.mark.parametrize("dim", (120, 250))
 @pytest.mark.parametrize("dtype", ("fp32", "bf16"))
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
-def test_suffix_fits(capability: int, dtype: str) -> None:
-    check_fits(_build(kernel.suffix_kernel, capability, dtype, 128, 16), capability)
+def test_largest_tiles_of_odd_strides_fit(capability: int, dtype: str, dim: int) -> None:
+    queries = kernel.MAX_QUERIES_NARROW[_BYTES[dtype]]
+    check_fits(_build(kernel.prefix_kernel, capability, dtype, dim, queries, wide=False), capability)
 
 
-@pytest.mark.parametrize("dim", (24, 32))
+@pytest.mark.parametrize("wide", (False, True))
+@pytest.mark.parametrize("dim", (128, 256))
+@pytest.mark.parametrize("dtype", ("fp32", "bf16"))
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+def test_suffix_fits(capability: int, dtype: str, dim: int, wide: bool) -> None:
+    check_fits(_build(kernel.suffix_kernel, capability, dtype, dim, 16, wide=wide), capability)
+
+
+@pytest.mark.parametrize("dim", (24, 32, 64))
 def test_small_heads_fit(dim: int) -> None:
-    check_fits(_build(kernel.prefix_kernel, 90, "fp16", dim, 16), 90)
-    check_fits(_build(kernel.suffix_kernel, 90, "fp16", dim, 16), 90)
+    for queries in (kernel.MIN_QUERIES[2], kernel.MAX_QUERIES[2]):
+        check_fits(_build(kernel.prefix_kernel, 90, "fp16", dim, queries, wide=dim % 16 == 0), 90)
+    check_fits(_build(kernel.suffix_kernel, 90, "fp16", dim, 16, wide=dim % 16 == 0), 90)
+
+
+def test_smallest_tiles_and_many_heads_fit() -> None:
+    for queries in (kernel.MIN_QUERIES[2], 128):
+        check_fits(_build(kernel.prefix_kernel, 90, "bf16", 128, queries), 90)
 
 
 def _check_offsets(resources: Resources) -> None:
@@ -66,5 +84,5 @@ def test_planted_narrow_offset_is_caught(narrow: str, tmp_path: Path) -> None:
 
 
 def test_planted_spill_is_caught() -> None:
-    with pytest.raises(AssertionError, match=r"spills|shared memory"):
-        check_fits(_build(kernel.prefix_kernel, 90, "bf16", 256, 128, block=64), 90)
+    with pytest.raises(AssertionError, match=r"spills"):
+        check_fits(_build(kernel.prefix_kernel, 90, "bf16", 256, 128, wide=False), 90)

@@ -88,7 +88,15 @@ def test_tiles_hold_whole_groups() -> None:
     assert kernel.tiling(64, 8, 3, 4) == (4, 16)
     assert kernel.tiling(5, 5, 40, 2) == (1, 64)
     assert kernel.tiling(5, 5, 80, 2) == (1, 128)
+    assert kernel.tiling(5, 5, 7, 2) == (1, 32)
+    assert kernel.tiling(64, 8, 7, 2, wide=False) == (4, 32)
     assert [kernel.splits_for(capacity, 32) for capacity in (0, 1, 128, 129, 4096)] == [0, 1, 1, 2, 9]
+
+
+def test_wide_loads_need_even_strides() -> None:
+    x = torch.zeros(3, 4, 64)
+    assert kernel.wide(x, x[:, :, :24], x[1:], x.transpose(0, 1))
+    assert not kernel.wide(x, torch.zeros(3, 24)) and not kernel.wide(x[:, :, 1:])
 
 
 def test_rows_are_in_the_grid_dimension_that_can_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:

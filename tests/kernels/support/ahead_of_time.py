@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,20 @@ class Resources:
     spilled: int
     stack: int
     shared: int
-    ttir: str
+    ttir: str = field(repr=False)
 
 
-def compile_for(capability: int, kernel: Any, arguments: dict[str, str], constants: dict[str, Any], num_warps: int) -> Resources:
-    """`arguments` are {name: Triton type}. Pointers count as 16-byte aligned, as torch allocates them."""
+def compile_for(
+    capability: int, kernel: Any, arguments: dict[str, str], constants: dict[str, Any], num_warps: int, num_stages: int = 3,
+    multiples_of_16: Collection[str] = (),
+) -> Resources:  # fmt: skip
+    """`arguments` are {name: Triton type}. Pointers count as 16-byte aligned, as torch allocates them, and the integers
+    that are named as multiples of 16, as most strides are: Triton looks at both at run time and compiles other code for them.
+    """
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, parameter in enumerate(kernel.arg_names)
-        if arguments.get(parameter, "").startswith("*")
+        if arguments.get(parameter, "").startswith("*") or parameter in multiples_of_16
     }
     source = ASTSource(
         fn=kernel,
@@ -42,7 +48,7 @@ def compile_for(capability: int, kernel: Any, arguments: dict[str, str], constan
         constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
         attrs=aligned,
     )
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps})
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps, "num_stages": num_stages})
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(built.asm["cubin"])
