@@ -9,7 +9,7 @@ import torch
 from own_process import run_cases
 from planted import with_bug
 
-from paras2s_kernels import sample_logprob
+from paras2s_kernels import force, sample_logprob
 from paras2s_kernels.reference import sample_logprob as reference
 
 HERE = Path(__file__).parent
@@ -204,6 +204,15 @@ def test_what_it_cannot_take(name: str, wrong: object, message: str) -> None:
         sample_logprob(**{**GOOD, name: wrong})
 
 
+def test_the_reference_makes_its_numbers_on_the_device_of_the_logits() -> None:
+    case = oracle.make_case(3, 9)
+    restricted = replace(case, top_k=5, top_p=0.9)
+    with torch.device("meta"):  # where a tensor is made without a word on its device
+        drawn = [reference.forward(*some.arguments()) for some in (case, restricted)]
+    for some, (ids, logprob) in zip((case, restricted), drawn, strict=True):
+        oracle.check_drawn(some, ids, logprob)
+
+
 def test_op_is_registered_right() -> None:
     torch.library.opcheck(torch.ops.paras2s.sample_logprob.default, oracle.make_case(3, 9, top_k=4).arguments())
     assert not sample_logprob(**{**GOOD, "logits": torch.zeros(2, 5, requires_grad=True)})[1].requires_grad
@@ -231,6 +240,14 @@ def test_gpu(settings: dict[str, float], dtype: torch.dtype) -> None:
         oracle.check(oracle.make_case(rows, vocab, dtype, strided=True, **settings), on_gpu)
     oracle.check(oracle.make_case(30, 129, dtype, illegal=0.8, **settings), on_gpu)
     oracle.check(oracle.make_case(30, 129, dtype, ties=True, **settings), on_gpu)
+
+
+@pytest.mark.gpu
+def test_gpu_reference() -> None:
+    case = oracle.make_case(65, 1026)
+    with force("reference"):
+        ids, logprob = sample_logprob(*(x.cuda() if isinstance(x, torch.Tensor) else x for x in case.arguments()))
+    oracle.check_drawn(case, ids.cpu(), logprob.cpu())
 
 
 @pytest.mark.gpu

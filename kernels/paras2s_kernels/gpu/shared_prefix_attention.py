@@ -157,11 +157,16 @@ def queries_of(tile_rows: int, rep: int, itemsize: int) -> int:
     return max(MIN_QUERIES[itemsize], triton.next_power_of_2(tile_rows * rep))
 
 
-def launch(dim: int, itemsize: int, queries: int) -> dict[str, int]:
-    """Keys a block, warps, and blocks that are loaded ahead, for a tile of so many queries."""
+def queries_of_suffix(rep: int, itemsize: int, wide: bool) -> int:
+    return max(16 if wide else MIN_QUERIES[itemsize], triton.next_power_of_2(rep))
+
+
+def launch(dim: int, itemsize: int, queries: int, wide: bool = True) -> dict[str, int]:
+    """Keys a block, warps, and stages of the pipeline of loads, for a tile of so many queries; the suffix is always `wide`."""
     large = dim > 128
     warps = 8 if large or queries > MAX_QUERIES[itemsize] else 4
-    return {"BLOCK_N": KEY_BLOCK[itemsize], "num_warps": warps, "num_stages": 2 if large or itemsize == 4 else 3}
+    stages = 1 if itemsize == 4 and not wide else 2 if itemsize == 4 or large else 3
+    return {"BLOCK_N": KEY_BLOCK[itemsize], "num_warps": warps, "num_stages": stages}
 
 
 def splits_for(capacity: int, programs: int) -> int:
@@ -194,16 +199,18 @@ def forward(
     if not rows:
         return out
     rep, itemsize = heads // kv_heads, q.dtype.itemsize
-    chosen_rows, queries = tiling(rows, prompts, rep, itemsize, wide(q, prefix_k, prefix_v))
+    all_wide = wide(q, prefix_k, prefix_v, suffix_k, suffix_v)
+    chosen_rows, queries = tiling(rows, prompts, rep, itemsize, all_wide)
     if tile_rows is not None:
         chosen_rows, queries = tile_rows, queries_of(tile_rows, rep, itemsize)
     tiles = -(-rows // chosen_rows)
     splits = splits_for(capacity, tiles * kv_heads) if splits is None else splits
     part_out = torch.empty((rows, heads, splits, dim), dtype=torch.float32, device=q.device)
     part_max, part_sum = (torch.empty((rows, heads, splits), dtype=torch.float32, device=q.device) for _ in range(2))
-    own_queries = max(16, triton.next_power_of_2(rep))
+    own_queries = queries_of_suffix(rep, itemsize, all_wide)
     sizes = {"REP": rep, "DIM": dim, "BLOCK_D": max(16, triton.next_power_of_2(dim))}
-    shared, own = ({**sizes, **launch(dim, itemsize, size), "BLOCK_M": size} for size in (queries, own_queries))
+    shared = {**sizes, **launch(dim, itemsize, queries, all_wide), "BLOCK_M": queries}
+    own = {**sizes, **launch(dim, itemsize, own_queries), "BLOCK_M": own_queries}
     if block:
         shared["BLOCK_N"] = own["BLOCK_N"] = block
     scale = scale * math.log2(math.e)

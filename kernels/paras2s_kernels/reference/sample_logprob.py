@@ -70,7 +70,7 @@ def _nucleus(x: Tensor, w: Tensor, top_p: float) -> Tensor:
 def _race(w: Tensor, kept: Tensor | None, seed: int, row_ids: Tensor, steps: Tensor, stream: int) -> Tensor:
     """argmax of w over exponential variables among the kept columns, [N]; the lowest id of equals."""
     if kept is None:
-        quads = torch.arange((w.shape[1] + 3) // 4)
+        quads = torch.arange((w.shape[1] + 3) // 4, device=w.device)
         words = column_words(seed, row_ids.unsqueeze(1), steps.unsqueeze(1), stream, quads).flatten(1)[:, : w.shape[1]]
         return (w / exponentials(words)).argmax(1)
     rows, columns = kept.nonzero(as_tuple=True)

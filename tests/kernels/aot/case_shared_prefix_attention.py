@@ -23,7 +23,7 @@ def _build(function: Any, capability: int, dtype: str, dim: int, queries: int, s
     types |= dict.fromkeys(strides, stride)
     arguments = {name: types[name] for name in function.arg_names if name in types}
     constants = {"HAS_STARTS": True, "REP": 7, "DIM": dim, "BLOCK_M": queries, "BLOCK_D": max(16, 1 << (dim - 1).bit_length())}
-    constants |= kernel.launch(dim, _BYTES[dtype], queries)
+    constants |= kernel.launch(dim, _BYTES[dtype], queries, wide or function is kernel.suffix_kernel)
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     return compile_for(capability, function, arguments, constants, warps, stages, strides if wide else ())
@@ -44,19 +44,20 @@ def test_largest_tiles_of_odd_strides_fit(capability: int, dtype: str, dim: int)
     check_fits(_build(kernel.prefix_kernel, capability, dtype, dim, queries, wide=False), capability)
 
 
-@pytest.mark.parametrize("wide", (False, True))
-@pytest.mark.parametrize("dim", (128, 256))
+@pytest.mark.parametrize(("dim", "wide"), ((128, True), (256, True), (120, False), (250, False)))
 @pytest.mark.parametrize("dtype", ("fp32", "bf16"))
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
 def test_suffix_fits(capability: int, dtype: str, dim: int, wide: bool) -> None:
-    check_fits(_build(kernel.suffix_kernel, capability, dtype, dim, 16, wide=wide), capability)
+    queries = kernel.queries_of_suffix(7, _BYTES[dtype], wide)
+    check_fits(_build(kernel.suffix_kernel, capability, dtype, dim, queries, wide=wide), capability)
 
 
 @pytest.mark.parametrize("dim", (24, 32, 64))
 def test_small_heads_fit(dim: int) -> None:
-    for queries in (kernel.MIN_QUERIES[2], kernel.MAX_QUERIES[2]):
-        check_fits(_build(kernel.prefix_kernel, 90, "fp16", dim, queries, wide=dim % 16 == 0), 90)
-    check_fits(_build(kernel.suffix_kernel, 90, "fp16", dim, 16, wide=dim % 16 == 0), 90)
+    wide = dim % 16 == 0
+    for queries in (kernel.MIN_QUERIES[2], (kernel.MAX_QUERIES if wide else kernel.MAX_QUERIES_NARROW)[2]):
+        check_fits(_build(kernel.prefix_kernel, 90, "fp16", dim, queries, wide=wide), 90)
+    check_fits(_build(kernel.suffix_kernel, 90, "fp16", dim, kernel.queries_of_suffix(7, 2, wide), wide=wide), 90)
 
 
 def test_smallest_tiles_and_many_heads_fit() -> None:
@@ -85,4 +86,4 @@ def test_planted_narrow_offset_is_caught(narrow: str, tmp_path: Path) -> None:
 
 def test_planted_spill_is_caught() -> None:
     with pytest.raises(AssertionError, match=r"spills"):
-        check_fits(_build(kernel.prefix_kernel, 90, "bf16", 256, 128, wide=False), 90)
+        check_fits(_build(kernel.prefix_kernel, 90, "fp32", 128, 64), 90)
