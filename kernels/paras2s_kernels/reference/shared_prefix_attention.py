@@ -1,8 +1,7 @@
 """Plain-torch twin of shared-prefix decode attention: the CPU path.
 
 The queries of all rows of a prompt are one product with its keys, [G * rep, d] x [d, S]; a row's own keys are a small
-one. Both scores go through one softmax side by side: at 64 rows, prefix 60 and suffix 56 that is faster than two softmaxes
-merged by their log-sum-exp, which is more passes over little memory.
+one. Both scores go through one softmax side by side; two softmaxes merged by their log-sum-exp would be more passes.
 """
 
 from __future__ import annotations
