@@ -80,7 +80,7 @@ BUGS = {
     "ranks_overlap": ("of * group + rank", "of * group"),
     "sorted_is_enough": ("bool(inside.all())", "bool(inside.any())"),
     "result_not_taken_back": ("shared, own = shared[place], own[place]", "shared, own = shared[:rows], own[:rows]"),
-    "nothing_is_nan": ("out.masked_fill_(nothing[:, None, None], 0.0)", "pass"),
+    "nothing_is_nan": ("planned.nothing is None", "True"),
     "prefix_dropped": ("(shared + own @ suffix_v)", "(own @ suffix_v)"),
 }
 

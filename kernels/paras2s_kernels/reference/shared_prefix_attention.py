@@ -6,6 +6,8 @@ one. Both scores go through one softmax side by side; two softmaxes merged by th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -44,12 +46,79 @@ def _outside(lengths: Tensor, starts: Tensor | None, capacity: int, name: str) -
     return (position < first.unsqueeze(1)) | (position >= end.unsqueeze(1))
 
 
-def _scores(q: Tensor, keys: Tensor, values: Tensor, outside: Tensor | None) -> tuple[Tensor, Tensor]:
-    """q k' [N, Hkv, M, S], -inf outside, and the values with zeros there: what stands there may be no number at all."""
+@dataclass(frozen=True)
+class Plan:
+    """What depends on the lengths and on who belongs to whom, and not on the numbers: one for all layers of a step.
+
+    finite: all of the memory holds numbers, so that what a row does not see needs a weight of 0 only.
+    """
+
+    group: int
+    place: Tensor | None
+    prefix_outside: Tensor | None
+    suffix_outside: Tensor | None
+    longest: int
+    nothing: Tensor | None
+    finite: bool
+
+
+def plan(
+    prefix_lengths: Tensor,
+    prefix_starts: Tensor | None,
+    prefix_capacity: int,
+    suffix_lengths: Tensor,
+    suffix_capacity: int,
+    prompt_of: Tensor,
+    finite: bool = False,
+) -> Plan:
+    """For `attend`; ValueError for lengths and prompts that are out of range."""
+    group, place = _grouping(prompt_of, len(prefix_lengths))
+    prefix_outside = _outside(prefix_lengths, prefix_starts, prefix_capacity, "prefix")
+    longest = int(suffix_lengths.max())
+    if longest > suffix_capacity:
+        raise ValueError(f"suffix_lengths: {longest} is more than the {suffix_capacity} positions of suffix_k")
+    longest = max(longest, 0)
+    suffix_outside = _outside(suffix_lengths, None, longest, "suffix")
+    nothing = None
+    if prefix_outside is not None or suffix_outside is not None or not longest:
+        empty = (prefix_lengths[prompt_of] == 0) & (suffix_lengths == 0)
+        nothing = empty if bool(empty.any()) else None
+    return Plan(group, place, prefix_outside, suffix_outside, longest, nothing, finite)
+
+
+def _scores(q: Tensor, keys: Tensor, values: Tensor, outside: Tensor | None, finite: bool) -> tuple[Tensor, Tensor]:
+    """q k' [N, Hkv, M, S], -inf outside, and the values with zeros there where they may be no numbers at all."""
     scores = q @ keys.transpose(-1, -2)
     if outside is None:
         return scores, values
-    return scores.masked_fill_(outside[:, None, None], _NEG_INF), values.masked_fill(outside[:, None, :, None], 0.0)
+    scores = scores.masked_fill_(outside[:, None, None], _NEG_INF)
+    return scores, values if finite else values.masked_fill(outside[:, None, :, None], 0.0)
+
+
+def attend(q: Tensor, prefix_k: Tensor, prefix_v: Tensor, suffix_k: Tensor, suffix_v: Tensor, scale: float, planned: Plan) -> Tensor:
+    """out [B, H, d]."""
+    rows, heads, dim = q.shape
+    prompts, kv, capacity, _ = prefix_k.shape
+    rep, group, place, longest = heads // kv, planned.group, planned.place, planned.longest
+
+    q = (q * scale).reshape(rows, kv, rep, dim)
+    own, suffix_v = _scores(q, suffix_k[:, :, :longest], suffix_v[:, :, :longest], planned.suffix_outside, planned.finite)
+    if place is not None:  # into groups of one size; what is left empty there is never read
+        q = q.new_zeros(prompts * group, kv, rep, dim).index_copy_(0, place, q)
+        own = own.new_zeros(prompts * group, kv, rep, longest).index_copy_(0, place, own)
+    q = q.view(prompts, group, kv, rep, dim).transpose(1, 2).reshape(prompts, kv, group * rep, dim)
+    shared, prefix_v = _scores(q, prefix_k, prefix_v, planned.prefix_outside, planned.finite)
+    shared = shared.view(prompts, kv, group, rep, capacity).transpose(1, 2)
+    scores = torch.cat([shared, own.view(prompts, group, kv, rep, longest)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+
+    shared = weights[..., :capacity].transpose(1, 2).reshape(prompts, kv, group * rep, capacity) @ prefix_v
+    shared = shared.view(prompts, kv, group, rep, dim).transpose(1, 2).reshape(prompts * group, kv, rep, dim)
+    own = weights[..., capacity:].reshape(prompts * group, kv, rep, longest)
+    if place is not None:
+        shared, own = shared[place], own[place]
+    out = (shared + own @ suffix_v).reshape(rows, heads, dim)
+    return out if planned.nothing is None else out.masked_fill_(planned.nothing[:, None, None], 0.0)
 
 
 def forward(
@@ -65,39 +134,9 @@ def forward(
     prefix_starts: Tensor | None,
 ) -> Tensor:
     """out [B, H, d]."""
-    rows, heads, dim = q.shape
-    prompts, kv, capacity, _ = prefix_k.shape
-    if not rows:
+    if not q.shape[0]:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
-    if not prompts:
+    if not prefix_k.shape[0]:
         raise ValueError("prompt_of: names prompts, but prefix_k has none")
-    rep = heads // kv
-    group, place = _grouping(prompt_of, prompts)
-    prefix_outside = _outside(prefix_lengths, prefix_starts, capacity, "prefix")
-    longest = int(suffix_lengths.max())
-    if longest > suffix_k.shape[2]:
-        raise ValueError(f"suffix_lengths: {longest} is more than the {suffix_k.shape[2]} positions of suffix_k")
-    longest = max(longest, 0)
-    suffix_outside = _outside(suffix_lengths, None, longest, "suffix")
-
-    q = (q * scale).reshape(rows, kv, rep, dim)
-    own, suffix_v = _scores(q, suffix_k[:, :, :longest], suffix_v[:, :, :longest], suffix_outside)
-    if place is not None:  # into groups of one size; what is left empty there is never read
-        q = q.new_zeros(prompts * group, kv, rep, dim).index_copy_(0, place, q)
-        own = own.new_zeros(prompts * group, kv, rep, longest).index_copy_(0, place, own)
-    q = q.view(prompts, group, kv, rep, dim).transpose(1, 2).reshape(prompts, kv, group * rep, dim)
-    shared, prefix_v = _scores(q, prefix_k, prefix_v, prefix_outside)
-    shared = shared.view(prompts, kv, group, rep, capacity).transpose(1, 2)
-    scores = torch.cat([shared, own.view(prompts, group, kv, rep, longest)], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-
-    shared = weights[..., :capacity].transpose(1, 2).reshape(prompts, kv, group * rep, capacity) @ prefix_v
-    shared = shared.view(prompts, kv, group, rep, dim).transpose(1, 2).reshape(prompts * group, kv, rep, dim)
-    own = weights[..., capacity:].reshape(prompts * group, kv, rep, longest)
-    if place is not None:
-        shared, own = shared[place], own[place]
-    out = (shared + own @ suffix_v).view(rows, heads, dim)
-    if prefix_outside is not None or suffix_outside is not None or not longest:
-        nothing = (prefix_lengths[prompt_of] == 0) & (suffix_lengths == 0)
-        out.masked_fill_(nothing[:, None, None], 0.0)
-    return out
+    planned = plan(prefix_lengths, prefix_starts, prefix_k.shape[2], suffix_lengths, suffix_k.shape[2], prompt_of)
+    return attend(q, prefix_k, prefix_v, suffix_k, suffix_v, scale, planned)
