@@ -4,22 +4,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paras2s_cli.models.attention import attend
 from paras2s_cli.models.cache import KeyValues
 from paras2s_cli.models.config import SpeechLMConfig
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of half-rotation RoPE (Su et al. 2021): positions [B, T] -> two [B, 1, T, head_dim]."""
+    """Cosine and signed sine of half-rotation RoPE (Su et al. 2021): positions [B, T] -> two [B, 1, T, head_dim]."""
     rates = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions[:, None, :, None].float() * rates
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE on x [B, H, T, head_dim]."""
-    low, high = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-high, low], dim=-1) * sin).to(x.dtype)
+    """RoPE on x [B, H, T, head_dim]; cos and sin as from `rotary`."""
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -33,29 +33,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None) -> Tensor:
-        # x: [B, T, D]; mask: [B, 1, T, S] bool, True where a query may look
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+        # x: [B, T, D]; mask: [B, 1, T, S] bool, True where a query may look; None where the cache knows it
         b, t, _ = x.shape
         q = self.q_proj(x).view(b, t, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(b, t, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(b, t, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            k, v = cache.append(k, v)
-        out = attend(q, k, v, mask)
+            out = cache.attend(q, k, v, mask)
+        else:
+            assert mask is not None
+            out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(b, t, -1))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(d)) v under a mask: q [B, H, T, d], k and v [B, kv_heads, S, d], mask [B, 1, T, S] bool -> [B, H, T, d]."""
-    if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-    # The CPU's fused kernel takes eight times as long backward in bf16 as two products and a softmax (64 x 6 x 77 x 77).
-    b, heads, t, d = q.shape
-    kv, s = k.shape[1], k.shape[2]
-    scores = (q.reshape(b, kv, heads // kv * t, d) * d**-0.5) @ k.transpose(-1, -2)
-    scores = scores.view(b, kv, heads // kv, t, s).masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
-    return (scores.softmax(-1).to(v.dtype).view(b, kv, heads // kv * t, s) @ v).view(b, heads, t, d)
 
 
 class MLP(nn.Module):
@@ -81,6 +71,6 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None = None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paras2s_cli.models.cache import KeyValues, LayerCache
+from paras2s_cli.models.cache import KeyValues
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.layers import Block, rotary
 from paras2s_cli.models.tokenizer import Specials
@@ -32,6 +32,10 @@ class Streams:
     def repeat(self, group: int) -> "Streams":
         """Every row `group` times, side by side."""
         return self._each(lambda t: t.repeat_interleave(group, dim=0))
+
+    def select(self, rows: Tensor) -> "Streams":
+        """Some rows, in the given order."""
+        return self._each(lambda t: t[rows])
 
     def to(self, device: torch.device | str) -> "Streams":
         """The same on another device."""
@@ -135,39 +139,42 @@ class SpeechLM(nn.Module):
             x = torch.where(streams.continuous[..., None], (x + spread) * math.sqrt(2), x)
         return x + self.model.embed_tokens(streams.text)
 
-    def caches(self, rows: int, capacity: int) -> list[LayerCache]:
-        """Empty caches, one a layer: shared, text branch, audio branch."""
-        c, weight = self.config, self.lm_head.weight
-        return [
-            LayerCache(rows, c.num_key_value_heads, capacity, c.head_dim, weight.dtype, weight.device)
-            for _ in range(c.num_hidden_layers + c.kimia_mimo_layers)
-        ]
-
-    def shared(self, x: Tensor, positions: Tensor, mask: Tensor, caches: Sequence[KeyValues] | None = None) -> Tensor:
+    def shared(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """The layers before the streams part: x [B, T, D] -> [B, T, D]."""
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        for i, layer in enumerate(self.model.layers[: self.config.shared_layers]):
-            x = layer(x, cos, sin, mask, caches[i] if caches else None)
+        for layer in self.model.layers[: self.config.shared_layers]:
+            x = layer(x, cos, sin, mask)
         return x
 
-    def hidden(self, x: Tensor, positions: Tensor, mask: Tensor, caches: Sequence[KeyValues] | None = None) -> tuple[Tensor, Tensor]:
+    def hidden(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        caches: Sequence[KeyValues] | None = None,
+        writing: bool = True,
+    ) -> tuple[Tensor, Tensor]:
         """Normed hidden states of both branches.
 
         Args:
             x: [B, T, D] embeddings. positions: [B, T] int64. mask: [B, 1, T, S] bool, True where a query may look.
-            caches: one a layer, as in `caches()`; S counts what they hold.
+                None where the caches know it.
+            caches: one a layer: shared, text branch, audio branch; S counts what they hold.
+            writing: False skips the text branch, and what stands for its hidden states means nothing.
 
         Returns:
             text, audio: [B, T, D] each.
         """
-        x = self.shared(x, positions, mask, caches)
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
-        text = audio = x
+        known: Sequence[KeyValues | None] = caches or [None] * (len(self.model.layers) + len(self.model.mimo_layers))
         fork, depth = self.config.shared_layers, self.config.num_hidden_layers
-        for i, layer in enumerate(self.model.layers[fork:]):
-            text = layer(text, cos, sin, mask, caches[fork + i] if caches else None)
-        for i, layer in enumerate(self.model.mimo_layers):
-            audio = layer(audio, cos, sin, mask, caches[depth + i] if caches else None)
+        for layer, cache in zip(self.model.layers[:fork], known[:fork], strict=True):
+            x = layer(x, cos, sin, mask, cache)
+        text = audio = x
+        for layer, cache in zip(self.model.layers[fork:] if writing else (), known[fork:depth] if writing else (), strict=True):
+            text = layer(text, cos, sin, mask, cache)
+        for layer, cache in zip(self.model.mimo_layers, known[depth:], strict=True):
+            audio = layer(audio, cos, sin, mask, cache)
         return self.model.norm(text), self.model.mimo_norm(audio)
 
     def text_logits(self, hidden: Tensor) -> Tensor:

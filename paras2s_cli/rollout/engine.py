@@ -1,15 +1,23 @@
-"""The decode loop: prompts are prefilled once, every group shares that work, and each step feeds one position of both streams."""
+"""The decode engine: prompts wait in a queue, each is prefilled once for its group, and every step feeds one position of both streams of
+all rows in flight. Rows that have ended make room for the next prompts."""
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from paras2s_cli.models.cache import Prefix
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
-from paras2s_cli.rollout.sampling import Sampling, draw, uniforms
+from paras2s_cli.rollout.cache import SharedCache
+from paras2s_cli.rollout.graphs import Graphs, bucket
+from paras2s_cli.rollout.rows import Rows
+from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, draw, row_keys
 
-TEXT, AUDIO = 0, 1
+BATCH = 128
+"""Rows in flight at most, unless a group is larger."""
 
 
 @dataclass
@@ -26,60 +34,189 @@ class Rollouts:
 
 
 @torch.no_grad()
-def rollout(model: SpeechLM, prompts: Streams, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
-    """Samples `group` answers to each of P prompts.
+def rollout(
+    model: SpeechLM,
+    prompts: Streams,
+    *,
+    group: int,
+    sampling: Sampling,
+    seed: int,
+    row_ids: Tensor,
+    limit: int,
+    batch: int = BATCH,
+) -> Rollouts:
+    """Samples `group` answers to each of P prompts. Memory and graphs stay with the model for the next call.
 
     Args:
-        row_ids: [P * group] int64, the identity of each answer: the draw depends on (seed, row id, step) only.
+        row_ids: [P * group] int64, the identity of each answer: the draw depends on (seed, row id, step, stream) only.
         limit: positions an answer may have at most.
+        batch: rows in flight at most; a whole group is.
     """
-    specials, delay = model.specials, model.config.kimia_mimo_audiodelaytokens
-    width, rows = prompts.audio.shape[1], len(prompts.audio) * group
-    device = prompts.audio.device
-    positions, mask = causal(prompts.valid)
-    caches = model.caches(len(prompts.audio), width)
-    text_hidden, audio_hidden = model.hidden(model.embed(prompts), positions, mask, caches)
-    text_hidden = text_hidden[:, -1:].repeat_interleave(group, 0)
-    audio_hidden = audio_hidden[:, -1:].repeat_interleave(group, 0)
-    caches = [cache.spread(group, width + limit) for cache in caches]
-    seen = torch.cat([prompts.valid, torch.ones(len(prompts.audio), limit, dtype=torch.bool, device=device)], 1)
-    seen = seen.repeat_interleave(group, 0)[:, None, None]  # [B, 1, 1, S]
-    position = (positions[:, -1] + 1).repeat_interleave(group)
+    count, width = prompts.audio.shape
+    groups = min(max(1, batch // group), count)
+    wanted = Shape(rows=groups * group, prompts=min(2 * groups, count), width=width, limit=limit)
+    engine = _engines.get(model)
+    if engine is None or not engine.fits(model, wanted):
+        engine = _engines[model] = Engine(model, wanted if engine is None else wanted.union(engine.shape))
+    return engine.run(model, prompts, group, sampling, seed, row_ids.to(prompts.audio.device), limit, groups * group)
 
-    out = Answers(
-        torch.full((rows, limit), specials.blank, device=device),
-        torch.full((rows, limit), specials.blank, device=device),
-        torch.zeros(rows, limit, dtype=torch.bool, device=device),
-        torch.zeros(rows, limit, dtype=torch.bool, device=device),
-    )
-    text_logprobs, audio_logprobs = torch.zeros(rows, limit, device=device), torch.zeros(rows, limit, device=device)
-    writing = torch.ones(rows, dtype=torch.bool, device=device)
-    speaking = torch.ones(rows, dtype=torch.bool, device=device)
-    steps = limit
-    for step in range(limit):
-        columns, logprobs = draw(model.text_logits(text_hidden[:, 0]), uniforms(seed, row_ids, step, TEXT), sampling.temperature, 0)
-        free = writing & speaking
-        out.text[:, step] = torch.where(free, columns, specials.blank)
-        out.text_free[:, step] = free
-        text_logprobs[:, step] = logprobs * free
-        writing &= columns != specials.text_eos
-        if step >= delay:
-            columns, logprobs = draw(
-                model.audio_logits(audio_hidden[:, 0]),
-                uniforms(seed, row_ids, step, AUDIO),
-                sampling.temperature,
-                sampling.audio_top_k,
-            )
-            out.audio[:, step] = torch.where(speaking, model.audio_ids[columns], specials.blank)
-            out.audio_free[:, step] = speaking
-            audio_logprobs[:, step] = logprobs * speaking
-            speaking = speaking & (columns < model.config.codes)
-        if not speaking.any():
-            steps = step + 1
-            break
-        if step + 1 < limit:
-            x = model.model.embed_tokens(out.audio[:, step : step + 1]) + model.model.embed_tokens(out.text[:, step : step + 1])
-            here = seen[..., : width + step + 1]
-            text_hidden, audio_hidden = model.hidden(x, (position + step)[:, None], here, caches)
-    cut = Answers(out.audio[:, :steps], out.text[:, :steps], out.audio_free[:, :steps], out.text_free[:, :steps])
-    return Rollouts(cut, text_logprobs[:, :steps], audio_logprobs[:, :steps], ~speaking)
+
+@dataclass(frozen=True)
+class Shape:
+    """What an engine has room for: rows in flight, their prompts, positions of a prompt and of an answer."""
+
+    rows: int
+    prompts: int
+    width: int
+    limit: int
+
+    def union(self, other: "Shape") -> "Shape":
+        return Shape(*(max(a, b) for a, b in zip(self.sizes(), other.sizes(), strict=True)))
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.rows, self.prompts, self.width, self.limit
+
+
+class Engine:
+    """Memory for a model's rollouts. It does not hold the model: weights are read where they are, as they are."""
+
+    def __init__(self, model: SpeechLM, shape: Shape) -> None:
+        weight = model.lm_head.weight
+        self.shape, self.device = shape, weight.device
+        self.cache = SharedCache(model.config, shape.prompts, shape.width, shape.rows, shape.limit, weight.dtype, weight.device)
+        self.rows = Rows(shape.rows, shape.limit, weight.device)
+        self.limit = torch.tensor(shape.limit, device=weight.device)
+        self.audio_head = torch.empty_like(model.mimo_output.weight[model.audio_ids])
+        self.graphs = Graphs([*self.rows.tables(), self.cache.filled]) if self.device.type == "cuda" else None
+
+    def fits(self, model: SpeechLM, wanted: Shape) -> bool:
+        """Whether there is room, of the model's kind."""
+        head = model.mimo_output.weight
+        same = (head.dtype, head.device, len(model.audio_ids)) == (self.audio_head.dtype, self.device, len(self.audio_head))
+        return same and wanted.union(self.shape) == self.shape
+
+    def run(
+        self, model: SpeechLM, prompts: Streams, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int, batch: int
+    ) -> Rollouts:
+        """`rollout`, in this engine's memory."""
+        self.audio_head.copy_(model.mimo_output.weight[model.audio_ids])
+        self.limit.fill_(limit)
+        self.rows.alive.zero_()
+        self.cache.filled.zero_()
+        self.cache.width = self.shape.width if self.graphs else prompts.audio.shape[1]
+        keys, results = row_keys(seed, row_ids), _Results(len(row_ids), limit, model.specials.blank, self.device)
+        waiting, count = 0, 0  # the next prompt; rows in flight
+        while True:
+            alive = self.rows.alive[:count]
+            living = int(alive.sum())
+            if living < count and 4 * (count - living) >= count:  # moving rows costs about as much as a step
+                results.take(self.rows, (~alive).nonzero()[:, 0])
+                self._keep(alive.nonzero()[:, 0], count)
+                count = living
+            room = min((batch - count) // group, len(prompts.audio) - waiting)
+            if room and len(slots := self._free_slots(count)[:room]):
+                some = torch.arange(waiting, waiting + len(slots), device=self.device)
+                self._admit(model, prompts.select(some), slots, group, count, some, keys, sampling)
+                waiting, count = waiting + len(slots), count + len(slots) * group
+                continue
+            if not count:
+                return results.rollouts()
+            self._step(model, count, sampling)
+
+    def _free_slots(self, count: int) -> Tensor:
+        """Prompts' places that no row in flight looks at."""
+        used = torch.zeros(self.shape.prompts, dtype=torch.bool, device=self.device)
+        used[self.cache.prompt_of[:count]] = True
+        return (~used).nonzero()[:, 0]
+
+    def _keep(self, rows: Tensor, count: int) -> None:
+        if len(rows):
+            self.cache.keep(rows)
+            self.rows.keep(rows)
+        self.rows.alive[len(rows) : count] = False
+
+    @torch.inference_mode()
+    def _admit(
+        self, model: SpeechLM, prompts: Streams, slots: Tensor, group: int, first: int, numbers: Tensor, keys: Tensor, sampling: Sampling
+    ) -> None:
+        """Prefills prompts and draws the first position of their rows, which stand from row `first` on."""
+        positions, mask = causal(prompts.valid)
+        layers = [Prefix() for _ in range(self.cache.layers)]
+        text, audio = model.hidden(model.embed(prompts), positions, mask, layers)
+        lengths = positions[:, -1] + 1
+        self.cache.store_prompts(slots, layers, lengths)
+        part = slice(first, first + len(slots) * group)
+        answers = (numbers[:, None] * group + torch.arange(group, device=self.device)).flatten()
+        self.rows.open(part, answers, keys[answers], lengths.repeat_interleave(group), model.specials.blank)
+        self.cache.prompt_of[part] = slots.repeat_interleave(group)
+        self.cache.filled[part] = 0
+        self._draw(model, part, text[:, -1].repeat_interleave(group, 0), audio[:, -1].repeat_interleave(group, 0), sampling)
+
+    @torch.inference_mode()
+    def _step(self, model: SpeechLM, count: int, sampling: Sampling) -> None:
+        if self.graphs is None:
+            self._forward(model, count, int(self.cache.prompt_of[:count].max()) + 1, sampling)
+            return
+        size = bucket(count, self.shape.rows)
+        self.graphs.run((size, sampling), list(model.parameters()), lambda: self._forward(model, size, self.shape.prompts, sampling))
+
+    def _forward(self, model: SpeechLM, count: int, prompts: int, sampling: Sampling) -> None:
+        """Feeds what the first `count` rows drew last, and draws their next position."""
+        rows, part = self.rows, slice(0, count)
+        x = model.model.embed_tokens(rows.audio[part]) + model.model.embed_tokens(rows.text[part])
+        position = rows.start[part] + self.cache.filled[part]
+        layers = self.cache.step(count, prompts)
+        # no text is left to write in the second half of most answers; a graph cannot ask
+        writing = self.graphs is not None or bool((rows.alive[part] & rows.writing[part]).any())
+        text, audio = model.hidden(x[:, None], position[:, None], None, layers, writing)
+        self._draw(model, part, text[:, 0], audio[:, 0], sampling, writing)
+
+    def _draw(self, model: SpeechLM, part: slice, text: Tensor, audio: Tensor, sampling: Sampling, writing: bool = True) -> None:
+        """Draws one position of both streams from hidden states [N, D]. What is forced is drawn too, and thrown away."""
+        rows, blank = self.rows, model.specials.blank
+        alive, key, step = rows.alive[part], rows.key[part], rows.step[part]
+        if writing:
+            columns, logprobs = draw(model.text_logits(text), key, step, TEXT, sampling.text)
+            free = alive & rows.writing[part]
+            rows.text[part] = torch.where(free, columns, blank)
+            rows.say(part, TEXT, rows.text[part], free, logprobs)
+            rows.writing[part].logical_and_(columns != model.specials.text_eos)
+        else:
+            rows.text[part] = blank
+        columns, logprobs = draw(F.linear(audio, self.audio_head), key, step, AUDIO, sampling.audio)
+        free = alive & (step >= model.config.kimia_mimo_audiodelaytokens)
+        rows.audio[part] = torch.where(free, model.audio_ids[columns], blank)
+        rows.say(part, AUDIO, rows.audio[part], free, logprobs)
+        rows.speaking[part].logical_and_(~free | (columns < model.config.codes))
+        step += alive
+        alive &= rows.speaking[part] & (step < self.limit)
+
+
+class _Results:
+    """Answers that are finished, by their number."""
+
+    def __init__(self, count: int, limit: int, blank: int, device: torch.device) -> None:
+        self.limit = limit
+        self.ids = torch.full((count, 2, limit), blank, device=device)
+        self.free = torch.zeros(count, 2, limit, dtype=torch.bool, device=device)
+        self.logprobs = torch.zeros(count, 2, limit, device=device)
+        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
+        self.longest = torch.zeros((), dtype=torch.int64, device=device)
+
+    def take(self, rows: Rows, ended: Tensor) -> None:
+        """Answers of the rows of these numbers [N] int64."""
+        answer = rows.answer[ended]
+        for mine, theirs in ((self.ids, rows.ids), (self.free, rows.free), (self.logprobs, rows.logprobs)):
+            mine[answer] = theirs[ended, :, : self.limit]
+        self.ended[answer] = ~rows.speaking[ended]
+        self.longest = torch.maximum(self.longest, rows.step[ended].max())
+
+    def rollouts(self) -> Rollouts:
+        """All of them, cut to the longest."""
+        width = int(self.longest)
+        (text, audio), (text_free, audio_free) = self.ids[:, :, :width].unbind(1), self.free[:, :, :width].unbind(1)
+        text_logprobs, audio_logprobs = self.logprobs[:, :, :width].unbind(1)
+        return Rollouts(Answers(audio, text, audio_free, text_free), text_logprobs, audio_logprobs, self.ended)
+
+
+_engines: "WeakKeyDictionary[SpeechLM, Engine]" = WeakKeyDictionary()

@@ -1,29 +1,66 @@
-"""Sampling that depends on (seed, row, step) only, never on the batch a row rides in."""
+"""Sampling that depends on (seed, row, step, stream) only, never on the batch a row rides in."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from paras2s_kernels import dispatch, sample_logprob
+
+TEXT, AUDIO = 0, 1
+_GOLDEN = -7046029254386353131
+_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """What is done to a stream's logits before a token is drawn: divided by the temperature (0 is greedy, and scored at 1), then cut
+    to the top k (0: all), then to the nucleus of top p (1: all)."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. temperature 0 is greedy. top_k 0 keeps every legal token; the log-probability returned is that of the
-    distribution after temperature and top_k."""
+    """How tokens are drawn, each stream over its legal ids. text_temperature None is `temperature`. The log-probability of a token is
+    that of the distribution after temperature, top k and top p."""
 
     temperature: float = 1.0
     audio_top_k: int = 0
+    audio_top_p: float = 1.0
+    text_temperature: float | None = None
+    text_top_k: int = 0
+    text_top_p: float = 1.0
+
+    @property
+    def audio(self) -> Warp:
+        return Warp(self.temperature, self.audio_top_k, self.audio_top_p)
+
+    @property
+    def text(self) -> Warp:
+        return Warp(self.temperature if self.text_temperature is None else self.text_temperature, self.text_top_k, self.text_top_p)
 
 
-def uniforms(seed: int, rows: Tensor, step: int, stream: int) -> Tensor:
-    """Uniform numbers in [0, 1) for rows [B] int64: a counter-based generator (splitmix64's finaliser over the counters)."""
-    state = rows.long() * -7046029254386353131 + seed * 6364136223846793005 % 2**62 + step * 2 + stream + 1
-    for _ in range(2):  # twice: neighbouring counters differ in few bits
-        state = state + -7046029254386353131
-        state = (state ^ _shift(state, 30)) * -4658895280553007687
-        state = (state ^ _shift(state, 27)) * -7723592293110705685
-        state = state ^ _shift(state, 31)
-    return _shift(state, 11).double() * 2.0**-53
+def row_keys(seed: int, rows: Tensor) -> Tensor:
+    """What tells the rows [B] int64 of all seeds apart: [B] int64."""
+    state = rows.long() * _GOLDEN + seed * 6364136223846793005 % 2**62
+    for _ in range(2):  # twice: neighbouring rows differ in few bits
+        state = _mixed(state + _GOLDEN)
+    return state
+
+
+def uniforms(keys: Tensor, step: int | Tensor, stream: int) -> Tensor:
+    """Uniform numbers in [0, 1) for rows of these keys [B], one step for all or [B] int64: SplitMix64 (Steele et al. 2014), counted."""
+    count = torch.as_tensor(step, device=keys.device) * 2 + stream + 1
+    return _shift(_mixed(keys + count * _GOLDEN), 11).double() * 2.0**-53
+
+
+def _mixed(state: Tensor) -> Tensor:
+    state = (state ^ _shift(state, 30)) * -4658895280553007687
+    state = (state ^ _shift(state, 27)) * -7723592293110705685
+    return state ^ _shift(state, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
@@ -31,29 +68,73 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def warp(logits: Tensor, temperature: float, top_k: int) -> Tensor:
-    """The log-probabilities that are sampled from: [B, V] fp32, -inf outside the top k."""
-    logits = logits.float() / (temperature if temperature > 0 else 1.0)
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    return logits.log_softmax(-1)
+def restrict(logits: Tensor, warp: Warp, drawn: Tensor | None = None) -> Tensor:
+    """Logits [N, V], -inf outside the top k and the nucleus; ids that are equal to the last one that is kept are kept.
+
+    Args:
+        drawn: [N] int64, columns that are kept always: rounding, an update or another model may rank a token below those that were kept
+            when it was drawn.
+    """
+    if 0 < warp.top_k < logits.shape[-1]:
+        logits = _cut(logits, logits.detach().topk(warp.top_k, dim=-1).values[..., -1:], drawn)
+    if warp.top_p < 1:
+        ranked = logits.detach().float().sort(dim=-1, descending=True).values
+        reached = (ranked / (warp.temperature or 1.0)).softmax(-1).cumsum(-1)
+        last = (reached < warp.top_p).sum(-1, keepdim=True).clamp(max=ranked.shape[-1] - 1)
+        logits = _cut(logits, ranked.gather(-1, last), drawn)
+    return logits
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int) -> tuple[Tensor, Tensor]:
+def _cut(logits: Tensor, least: Tensor, drawn: Tensor | None) -> Tensor:
+    if drawn is not None:
+        least = torch.minimum(least, logits.detach().gather(-1, drawn[:, None]))
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def draw(logits: Tensor, keys: Tensor, step: int | Tensor, stream: int, warp: Warp) -> tuple[Tensor, Tensor]:
     """One token a row.
 
     Args:
-        logits: [B, V]. uniform: [B] float64 in [0, 1).
+        logits: [B, V]. keys: [B], see `row_keys`. step: of all rows, or [B] int64.
 
     Returns:
         columns [B] int64 and their log-probabilities [B] fp32 under the distribution sampled from (temperature 1 when greedy).
     """
-    logprobs = warp(logits, temperature, top_k)
-    if temperature == 0:
-        columns = logprobs.argmax(-1)
-    else:
-        # Inverse of the distribution function, in float64 so that the last columns keep their share.
-        total = logprobs.double().exp().cumsum(-1)
-        columns = torch.searchsorted(total, (uniform * total[:, -1])[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return columns, logprobs.gather(1, columns[:, None])[:, 0]
+    if dispatch.choose(logits.device) == "triton":
+        return sample_logprob(logits, 0, keys, step, stream, warp.temperature, warp.top_k, warp.top_p)
+    # On the CPU one number a row and a running sum take a third of the time of one number a column (64 x 1026).
+    logits = restrict(logits, warp).float()
+    if warp.temperature not in (0, 1):
+        logits = logits / warp.temperature
+    top, first = logits.max(-1, keepdim=True)
+    weights = (logits - top).exp_()
+    columns, total = (first[:, 0], weights.sum(-1)) if warp.temperature == 0 else inverse(weights, uniforms(keys, step, stream))
+    return columns, (logits.gather(1, columns[:, None]) - top)[:, 0] - total.log().float()
+
+
+def inverse(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of the distribution function, in float64 so that rare columns keep their share, by blocks of columns.
+
+    Args:
+        weights: [B, V] fp32, at least 0. uniform: [B] float64 in [0, 1).
+
+    Returns:
+        columns [B] int64, and the rows' sums [B] float64.
+    """
+    rows, vocab = weights.shape
+    blocks = -(-vocab // _BLOCK)
+    wide = weights.new_zeros(rows, blocks * _BLOCK, dtype=torch.float64)
+    wide[:, :vocab] = weights
+    wide = wide.view(rows, blocks, _BLOCK)
+    ends = wide.sum(-1).cumsum(-1)
+    target = uniform * ends[:, -1]
+    block = _first_above(ends, target)
+    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    inside = wide[torch.arange(rows, device=wide.device), block].cumsum(-1)
+    return block * _BLOCK + _first_above(inside, target - before), ends[:, -1]
+
+
+def _first_above(sums: Tensor, target: Tensor) -> Tensor:
+    """[B] the first column of sums [B, N] above the target [B]; rounding may have brought that to the last sum or beyond."""
+    below = torch.nextafter(sums[:, -1], torch.zeros((), dtype=sums.dtype, device=sums.device))
+    return torch.searchsorted(sums, torch.minimum(target, below)[:, None], right=True)[:, 0]

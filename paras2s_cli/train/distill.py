@@ -25,8 +25,6 @@ from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
 from paras2s_cli.train.slots import slot_words
 
-ROWS = 128
-"""Answers decoded at a time."""
 LIMIT = 56
 
 
@@ -44,15 +42,10 @@ class Judged:
 def answer_queries(
     model: SpeechLM, queries: Sequence[Spoken], *, sampling: Sampling, seed: int, group: int = 1, limit: int = LIMIT
 ) -> list[Rollouts]:
-    """Answers to many queries, in batches; row ids count through."""
-    found = []
-    size = max(1, ROWS // group)
-    for start in range(0, len(queries), size):
-        part = queries[start : start + size]
-        prompts = spoken_queries([q.features for q in part], model.config, model.specials)
-        ids = torch.arange(start * group, (start + len(part)) * group)
-        found.append(rollout(model, prompts, group=group, sampling=sampling, seed=seed, row_ids=ids, limit=limit))
-    return found
+    """Answers to many queries; row ids count through."""
+    prompts = spoken_queries([q.features for q in queries], model.config, model.specials)
+    ids = torch.arange(len(queries) * group)
+    return [rollout(model, prompts, group=group, sampling=sampling, seed=seed, row_ids=ids, limit=limit)]
 
 
 def codes_of_all(model: SpeechLM, rollouts: Sequence[Rollouts]) -> list[np.ndarray]:

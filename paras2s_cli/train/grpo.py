@@ -14,7 +14,7 @@ from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of, spoken_q
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.recipe.schema import Grpo
 from paras2s_cli.rollout.engine import Rollouts, rollout
-from paras2s_cli.rollout.sampling import Sampling
+from paras2s_cli.rollout.sampling import Sampling, Warp, restrict
 from paras2s_cli.train.loop import Stage, precision
 from paras2s_kernels import token_logprob
 
@@ -65,26 +65,19 @@ def stream_logprobs(model: SpeechLM, prompts: Streams, answers: Answers, samplin
             model.text_logits(text[answers.text_free]),
             answers.text[answers.text_free],
             answers.text_free,
-            sampling.temperature,
-            0,
+            sampling.text,
         ),
         _scatter(
             model.audio_logits(audio[answers.audio_free]),
             model.audio_column(answers.audio[answers.audio_free]),
             answers.audio_free,
-            sampling.temperature,
-            sampling.audio_top_k,
+            sampling.audio,
         ),
     )
 
 
-def _scatter(logits: Tensor, columns: Tensor, free: Tensor, temperature: float, top_k: int) -> StreamLogprobs:
-    logits = logits.float()
-    if 0 < top_k < logits.shape[1]:
-        # The token that was drawn is kept always: rounding, an update or another model may rank it below the top k.
-        least = torch.minimum(logits.topk(top_k).values[:, -1:], logits.gather(1, columns[:, None])).detach()
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    logprobs, entropy = token_logprob(logits, columns, temperature)
+def _scatter(logits: Tensor, columns: Tensor, free: Tensor, warp: Warp) -> StreamLogprobs:
+    logprobs, entropy = token_logprob(restrict(logits.float(), warp, columns), columns, warp.temperature)
     zeros = torch.zeros(free.shape, dtype=logprobs.dtype)
     return StreamLogprobs(zeros.masked_scatter(free, logprobs), zeros.masked_scatter(free, entropy))
 

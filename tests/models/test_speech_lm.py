@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from naive_lm import NaiveLM, legal
 from tiny_lm import CODES, double, random_frames, tiny_model
 
+from paras2s_cli.models.attention import attend
 from paras2s_cli.models.config import SpeechLMConfig
-from paras2s_cli.models.layers import attend
 from paras2s_cli.models.prompt import spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 
@@ -64,33 +64,6 @@ def test_a_row_alone_and_in_a_padded_batch() -> None:
         width = one.audio.shape[1]
         torch.testing.assert_close(alone[0][0], text[i, -width:], atol=2e-5, rtol=0)
         torch.testing.assert_close(alone[1][0], audio[i, -width:], atol=2e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_positions_fed_one_by_one_through_the_cache() -> None:
-    model = tiny_model()
-    streams = answered(model, [9, 22])
-    whole = logits(model, streams)
-    positions, mask = causal(streams.valid)
-    x, width = model.embed(streams), streams.audio.shape[1]
-    caches = model.caches(2, width)
-    assert len(caches) == 4
-    parts = [model.hidden(x[:, :10], positions[:, :10], mask[:, :, :10, :10], caches)]
-    for t in range(10, width):
-        parts.append(model.hidden(x[:, t : t + 1], positions[:, t : t + 1], mask[:, :, t : t + 1, : t + 1], caches))
-    for stream, head in enumerate((model.text_logits, model.audio_logits)):
-        torch.testing.assert_close(head(torch.cat([p[stream] for p in parts], 1)), whole[stream], atol=2e-5, rtol=0)
-
-
-@torch.no_grad()
-def test_a_cache_spread_over_a_group_holds_each_row_side_by_side() -> None:
-    cache = tiny_model().caches(2, 5)[0]
-    keys, values = torch.randn(2, 2, 3, 8), torch.randn(2, 2, 3, 8)
-    cache.append(keys, values)
-    wide = cache.spread(3, 9)
-    assert wide.length == 3 and wide.keys.shape == (6, 2, 9, 8)
-    for row in range(6):
-        assert torch.equal(wide.keys[row, :, :3], keys[row // 3]) and torch.equal(wide.values[row, :, :3], values[row // 3])
 
 
 @pytest.mark.parametrize(("heads", "kv"), [(4, 2), (6, 1), (3, 3)])

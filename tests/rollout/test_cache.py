@@ -1,0 +1,87 @@
+"""The shared cache: prompts stored once, rows of uneven lengths, and rows that move."""
+
+from __future__ import annotations
+
+import torch
+from tiny_lm import random_frames, tiny_model
+
+from paras2s_cli.models.cache import Prefix
+from paras2s_cli.models.prompt import spoken_queries
+from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
+from paras2s_cli.rollout.cache import SharedCache
+
+LIMIT = 6
+
+
+def filled(model: SpeechLM, prompts: Streams, slots: int, rows: int) -> SharedCache:
+    """Prompts prefilled into the last places."""
+    config = model.config
+    cache = SharedCache(config, slots, prompts.audio.shape[1] + 3, rows, LIMIT, torch.float32, torch.device("cpu"))
+    layers = [Prefix() for _ in range(cache.layers)]
+    positions, mask = causal(prompts.valid)
+    model.hidden(model.embed(prompts), positions, mask, layers)
+    cache.store_prompts(torch.arange(slots - len(prompts.audio), slots), layers, positions[:, -1] + 1)
+    return cache
+
+
+def whole(model: SpeechLM, prompts: Streams, prompt: int, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of the last position of a prompt and these ids on both streams, without a cache."""
+    keep = prompts.valid[prompt]
+    one = Streams(*(x[prompt : prompt + 1] for x in (prompts.audio, prompts.text, prompts.valid, prompts.continuous)), None)
+    assert prompts.features is not None
+    one.features = prompts.features[prompt : prompt + 1]
+    x = model.embed(one)[:, keep]
+    tail = torch.tensor([ids])
+    x = torch.cat([x, model.model.embed_tokens(tail) + model.model.embed_tokens(tail)], 1)
+    text, audio = model.hidden(x, *causal(torch.ones(1, x.shape[1], dtype=torch.bool)))
+    return text[0, -1], audio[0, -1]
+
+
+@torch.no_grad()
+def test_rows_at_different_positions_that_move_see_their_own_past() -> None:
+    model = tiny_model()
+    prompts = spoken_queries(random_frames([22, 9, 33]), model.config, model.specials)
+    cache = filled(model, prompts, slots=5, rows=7)
+    prompt_of = [0, 2, 2, 1, 0, 1, 2]
+    cache.prompt_of[:] = torch.tensor(prompt_of) + 2
+    past: list[list[int]] = [[] for _ in prompt_of]
+    rows, generator = list(range(7)), torch.Generator().manual_seed(0)
+    lengths = positions = causal(prompts.valid)[0][:, -1] + 1
+
+    def feed() -> None:
+        ids = torch.randint(0, 60, (len(rows), 1), generator=generator)
+        positions = torch.tensor([int(lengths[prompt_of[r]]) + len(past[r]) for r in rows])[:, None]
+        layers = cache.step(len(rows), 5)
+        x = model.model.embed_tokens(ids) + model.model.embed_tokens(ids)
+        text, audio = model.hidden(x, positions, None, layers)
+        for place, row in enumerate(rows):
+            past[row].append(int(ids[place]))
+            words, sounds = whole(model, prompts, prompt_of[row], past[row])
+            torch.testing.assert_close(text[place, 0], words, atol=2e-5, rtol=0)
+            torch.testing.assert_close(audio[place, 0], sounds, atol=2e-5, rtol=0)
+
+    assert int(positions.max()) > int(positions.min())
+    feed()
+    feed()
+    for gone in (1, 4):
+        kept = torch.tensor([i for i, row in enumerate(rows) if row != gone])
+        cache.keep(kept)
+        rows = [rows[i] for i in kept]
+        feed()
+    # a new row, where an old one stood
+    rows.append(7)
+    past.append([])
+    prompt_of.append(0)
+    cache.prompt_of[len(rows) - 1], cache.filled[len(rows) - 1] = 2, 0
+    feed()
+    feed()
+    assert sorted(len(past[r]) for r in rows) == [2, 6, 6, 6, 6, 6]
+
+
+def test_a_group_owns_its_answers_only() -> None:
+    """8 answers to a prompt of 512 positions: 8 suffixes and one prefix."""
+    config = tiny_model().config
+    shared = SharedCache(config, 4, 512, 32, 200, torch.float32, torch.device("meta"))
+    stored = shared.prefix.numel() + shared.suffix.numel()
+    number = 2 * (config.num_hidden_layers + config.kimia_mimo_layers) * config.num_key_value_heads * config.head_dim
+    assert stored == number * (4 * 512 + 32 * 200) < 0.4 * number * 32 * (512 + 200)
