@@ -25,6 +25,8 @@ from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
 from paras2s_cli.train.slots import slot_words
 
+HEARD = 128
+"""Queries or answers that the reward model hears at a time."""
 LIMIT = 56
 
 
@@ -202,7 +204,7 @@ def grading_stage(
 @torch.no_grad()
 def heard_in(side: Callable[[list], Side], items: Sequence) -> Side:
     """A side of many items, in batches."""
-    parts = [side(list(items[i : i + ROWS])) for i in range(0, len(items), ROWS)]
+    parts = [side(list(items[i : i + HEARD])) for i in range(0, len(items), HEARD)]
     return Side(torch.cat([p.words for p in parts]), torch.cat([p.manner for p in parts]))
 
 
