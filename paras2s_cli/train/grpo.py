@@ -16,7 +16,7 @@ from paras2s_cli.recipe.schema import Grpo
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling, Warp, restrict
 from paras2s_cli.train.loop import Stage, precision
-from paras2s_kernels import token_logprob
+from paras2s_kernels import grpo_loss, token_logprob
 
 RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], Tensor, int], Tensor]
 """(queries, codes of all answers, text ids of all answers [Q * group, L], group) -> rewards [Q * group], NaN where there is none."""
@@ -85,30 +85,13 @@ def _scatter(logits: Tensor, columns: Tensor, free: Tensor, warp: Warp) -> Strea
 def stream_loss(
     new: Tensor, old: Tensor, reference: Tensor, free: Tensor, advantages: Tensor, clip: float, kl: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped policy loss and k3 KL penalty of one stream.
-
-    L = -min(r A, clip(r, 1 - c, 1 + c) A) + beta (exp(d) - d - 1), r = exp(new - old), d = reference - new (k3: Schulman 2020). The
-    mean over an answer's free tokens, then over answers.
+    """Clipped policy loss and k3 KL penalty of one stream, and the means that go into the log (see `paras2s_kernels.grpo_loss`).
 
     Args:
         new, old, reference: [B, L] log-probabilities. free: [B, L] bool. advantages: [B].
     """
-    count = free.sum(1).clamp(min=1)
-    ratio = (new - old).exp()
-    policy = -torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - clip, 1 + clip) * advantages[:, None])
-    distance = reference - new
-    k3 = distance.exp() - distance - 1
-
-    def mean(x: Tensor) -> Tensor:
-        return ((x * free).sum(1) / count).mean()
-
-    detached = ratio.detach()
-    watched = {
-        "kl": mean(k3.detach()),
-        "clipped": mean(((detached - 1).abs() > clip).float()),
-        "off_policy": mean((detached - 1).abs()),
-    }
-    return mean(policy) + kl * mean(k3), watched
+    loss, stats = grpo_loss(new, old, reference, free, advantages, clip, clip, kl)
+    return loss, dict(zip(("kl", "clipped", "off_policy"), stats, strict=True))
 
 
 def grpo_stage(

@@ -55,10 +55,10 @@ def test_groups_that_teach_nothing(group: list[float]) -> None:
 def numbers(rows: int = 5, length: int = 15) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """new, old, reference, free, advantages: ratios from about 0.3 to 3; one row without free tokens."""
     generator = torch.Generator().manual_seed(4)
-    new, old, reference = (-2 + 0.5 * torch.randn(rows, length, generator=generator, dtype=torch.float64) for _ in range(3))
+    new, old, reference = (-2 + 0.5 * torch.randn(rows, length, generator=generator, dtype=torch.float32) for _ in range(3))
     free = torch.rand(rows, length, generator=generator) < 0.6
     free[3] = False
-    return new.requires_grad_(), old, reference, free, torch.tensor([1.3, -0.8, 0.0, 2.0, -1.7], dtype=torch.float64)
+    return new.requires_grad_(), old, reference, free, torch.tensor([1.3, -0.8, 0.0, 2.0, -1.7])
 
 
 def test_the_loss_and_its_gradient_token_by_token() -> None:
@@ -84,11 +84,11 @@ def test_the_loss_and_its_gradient_token_by_token() -> None:
             clipped_total += (abs(r - 1) > clip) / n / 5
             off_total += abs(r - 1) / n / 5
     assert len(sides) == 6  # both signs of the advantage; below, within and above the clip
-    assert float(loss.detach()) == pytest.approx(total, abs=1e-12)
-    assert float(watched["kl"]) == pytest.approx(distance_total, abs=1e-12)
-    assert float(watched["clipped"]) == pytest.approx(clipped_total, abs=1e-6)  # counted in fp32
-    assert float(watched["off_policy"]) == pytest.approx(off_total, abs=1e-12)
-    torch.testing.assert_close(torch.autograd.grad(loss, new)[0], gradient, atol=1e-12, rtol=0)
+    assert float(loss.detach()) == pytest.approx(total, abs=1e-6)
+    assert float(watched["kl"]) == pytest.approx(distance_total, abs=1e-6)
+    assert float(watched["clipped"]) == pytest.approx(clipped_total, abs=1e-6)
+    assert float(watched["off_policy"]) == pytest.approx(off_total, abs=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(loss, new)[0], gradient, atol=1e-6, rtol=0)
 
 
 def test_forced_positions_weigh_nothing() -> None:

@@ -102,3 +102,32 @@ def check(case: Case, forward: Forward, **options: int) -> tuple[Tensor, Tensor,
     grad = (token_grad * share).to(case.new.dtype)
     check_close(case, loss, stats, grad)
     return loss, stats, grad
+
+
+def eager(
+    new: Tensor, old: Tensor, reference: Tensor, free: Tensor, advantages: Tensor, clip: float, kl: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same by plain torch and autograd, in the dtype of its arguments.
+
+    L = -min(r A, clip(r, 1 - c, 1 + c) A) + beta (exp(d) - d - 1), r = exp(new - old), d = reference - new (k3: Schulman 2020). The
+    mean over an answer's free tokens, then over answers.
+
+    Args:
+        new, old, reference: [B, L] log-probabilities. free: [B, L] bool. advantages: [B].
+    """
+    count = free.sum(1).clamp(min=1)
+    ratio = (new - old).exp()
+    policy = -torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - clip, 1 + clip) * advantages[:, None])
+    distance = reference - new
+    k3 = distance.exp() - distance - 1
+
+    def mean(x: Tensor) -> Tensor:
+        return ((x * free).sum(1) / count).mean()
+
+    detached = ratio.detach()
+    watched = {
+        "kl": mean(k3.detach()),
+        "clipped": mean(((detached - 1).abs() > clip).float()),
+        "off_policy": mean((detached - 1).abs()),
+    }
+    return mean(policy) + kl * mean(k3), watched
