@@ -16,12 +16,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAN = float("nan")
 
 
-def test_interpreter(tmp_path: Path) -> None:
-    assert run_cases(HERE / "interpreter/case_grpo_loss.py", tmp_path, interpret=True) >= 96
+def test_interpreter() -> None:
+    assert run_cases(HERE / "interpreter/case_grpo_loss.py") >= 96
 
 
-def test_ahead_of_time(tmp_path: Path) -> None:
-    assert run_cases(HERE / "aot/case_grpo_loss.py", tmp_path, interpret=False) >= 30
+def test_ahead_of_time() -> None:
+    assert run_cases(HERE / "aot/case_grpo_loss.py") >= 30
 
 
 def run_public(case: oracle.Case, function=grpo_loss, device: str = "cpu") -> tuple[torch.Tensor, ...]:

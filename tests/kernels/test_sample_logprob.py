@@ -17,17 +17,17 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SETTINGS = ({}, {"top_k": 1}, {"top_k": 20}, {"top_p": 0.3}, {"top_p": 0.97}, {"top_k": 40, "top_p": 0.9}, {"temperature": 0.0})
 
 
-def test_interpreter(tmp_path: Path) -> None:
-    assert run_cases(HERE / "interpreter/case_sample_logprob.py", tmp_path, interpret=True) >= 75
+def test_interpreter() -> None:
+    assert run_cases(HERE / "interpreter/case_sample_logprob.py") >= 75
 
 
 @pytest.mark.slow
-def test_interpreter_in_thousands_of_rows(tmp_path: Path) -> None:
-    assert run_cases(HERE / "interpreter/case_sample_logprob_rows.py", tmp_path, interpret=True) == 1
+def test_interpreter_in_thousands_of_rows() -> None:
+    assert run_cases(HERE / "interpreter/case_sample_logprob_rows.py") == 1
 
 
-def test_ahead_of_time(tmp_path: Path) -> None:
-    assert run_cases(HERE / "aot/case_sample_logprob.py", tmp_path, interpret=False) >= 20
+def test_ahead_of_time() -> None:
+    assert run_cases(HERE / "aot/case_sample_logprob.py") >= 20
 
 
 def op(logits: torch.Tensor, seed: int, row_ids: torch.Tensor, step: torch.Tensor, *rest: float) -> tuple[torch.Tensor, ...]:

@@ -17,12 +17,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAN = float("nan")
 
 
-def test_interpreter(tmp_path: Path) -> None:
-    assert run_cases(HERE / "interpreter/case_shared_prefix_attention.py", tmp_path, interpret=True) >= 60
+def test_interpreter() -> None:
+    assert run_cases(HERE / "interpreter/case_shared_prefix_attention.py") >= 60
 
 
-def test_ahead_of_time(tmp_path: Path) -> None:
-    assert run_cases(HERE / "aot/case_shared_prefix_attention.py", tmp_path, interpret=False) >= 25
+def test_ahead_of_time() -> None:
+    assert run_cases(HERE / "aot/case_shared_prefix_attention.py") >= 25
 
 
 both = pytest.mark.parametrize("function", (shared_prefix_attention, torch.ops.paras2s.shared_prefix_attention), ids=("eager", "op"))

@@ -15,12 +15,12 @@ HERE = Path(__file__).parent
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def test_interpreter(tmp_path: Path) -> None:
-    assert run_cases(HERE / "interpreter/case_token_logprob.py", tmp_path, interpret=True) >= 60
+def test_interpreter() -> None:
+    assert run_cases(HERE / "interpreter/case_token_logprob.py") >= 60
 
 
-def test_ahead_of_time(tmp_path: Path) -> None:
-    assert run_cases(HERE / "aot/case_token_logprob.py", tmp_path, interpret=False) >= 60
+def test_ahead_of_time() -> None:
+    assert run_cases(HERE / "aot/case_token_logprob.py") >= 60
 
 
 def run_public(case: oracle.Case, function=token_logprob, device: str = "cpu") -> tuple[torch.Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Runs a file of cases in a pytest of its own: TRITON_INTERPRET changes `@triton.jit` at import."""
+"""Runs files of cases in pytests of their own: TRITON_INTERPRET changes `@triton.jit` at import. Two run at a time."""
 
 from __future__ import annotations
 
@@ -6,15 +6,45 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+_pool = ThreadPoolExecutor(2)
+_running: dict[Path, Future[subprocess.CompletedProcess[str]]] = {}
+_next: list[Path] = []
 
-def run_cases(case_file: Path, scratch: Path, *, interpret: bool) -> int:
-    """How many cases passed; AssertionError with the output unless all did and none was left out."""
+
+def expect(case_files: Iterable[Path]) -> None:
+    """Names files that will be asked for: all of them start when the first is."""
+    _next.extend(case_files)
+
+
+def run_cases(case_file: Path) -> int:
+    """How many cases passed; AssertionError with the output unless all did and none was left out. Those in a folder `interpreter` run in
+    Triton's."""
+    waiting = dict.fromkeys((*_next, case_file))
+    _next.clear()
+    _running.update({file: _pool.submit(_run, file) for file in waiting if file not in _running})
+    done = _running.pop(case_file).result()
+    output = done.stdout + done.stderr
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert done.returncode == 0 and passed, f"{case_file.name} failed in its own process:\n{output}"
+    assert not re.search(r"\d+ (skipped|xfailed|deselected)", done.stdout), f"{case_file.name} left cases out:\n{output}"
+    return int(passed[1])
+
+
+def _run(case_file: Path) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return _run_in(case_file, scratch)
+
+
+def _run_in(case_file: Path, scratch: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PARAS2S_KERNELS")}
     environment |= {
-        "TRITON_INTERPRET": "1" if interpret else "0",
-        "TRITON_CACHE_DIR": str(scratch),  # an empty cache: the compiler really runs
+        "TRITON_INTERPRET": str(int(case_file.parent.name == "interpreter")),
+        "TRITON_CACHE_DIR": scratch,  # an empty cache: the compiler really runs
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "OMP_NUM_THREADS": "1",
     }
@@ -31,9 +61,4 @@ def run_cases(case_file: Path, scratch: Path, *, interpret: bool) -> int:
     ]
     # numpy warns of the -inf - -inf that the kernels mask: no error here, whatever the project's setting
     command += ["-o", "addopts=", "-W", "default", "--import-mode=importlib"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    output = done.stdout + done.stderr
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed, f"{case_file.name} failed in its own process:\n{output}"
-    assert not re.search(r"\d+ (skipped|xfailed|deselected)", done.stdout), f"{case_file.name} left cases out:\n{output}"
-    return int(passed[1])
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
