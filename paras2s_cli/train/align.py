@@ -79,8 +79,8 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
         run.say(f"distilling the judge into a reward model: {folder} is not there")
         rows = sampled_answers(settings, warm, run.judge, run.world, "train", settings.answers, run.say)
         reading, grading = run.out / "reward" / "reading", run.out / "reward" / "grading"
-        for folder_ in (reading, grading):
-            folder_.mkdir(parents=True, exist_ok=True)
+        for stage_folder in (reading, grading):
+            stage_folder.mkdir(parents=True, exist_ok=True)
         reward.train()
         train(reading_stage(reading, settings.train, settings.seed, reward, lessons, rows), run.watch("reading"), run.say)
         reward.eval()
