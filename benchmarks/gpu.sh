@@ -6,9 +6,9 @@
 set -u
 out=${1:?"usage: sh benchmarks/gpu.sh OUT"}
 python=${PYTHON:-python3}
-mkdir -p "$out"
 export PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
 $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "there is no GPU here"; exit 2; }
+mkdir -p "$out"
 
 status=0
 timeout 200 "$python" -m pytest -q -m gpu tests/kernels tests/rollout >"$out/checks.txt" 2>&1 || status=1

@@ -96,7 +96,8 @@ class SmallListener:
 
     def _transcribe(self, logprobs: Tensor, role: str) -> Heard:
         # Likelihoods of all texts take longer than the networks; the right one is spelled much like the best path.
-        found = process.extract(best_path(logprobs), self._spelled[role], scorer=Levenshtein.distance, limit=_CANDIDATES)
+        path = best_path(logprobs)
+        found = process.extract(path, self._spelled[role], scorer=Levenshtein.distance, limit=_CANDIDATES)
         near = sorted(index for _, _, index in found)
         targets, lengths = (part[near] for part in self._targets[role])
         count = len(lengths)
@@ -107,7 +108,7 @@ class SmallListener:
         fit = (float(costs[best]) - free) / int(lengths[best])
         if fit <= self.knowledge.worst_fit:
             return Heard(self._texts()[role][near[best]], True, fit=fit)
-        return Heard(best_path(logprobs), False, fit=min(fit, 1e3))
+        return Heard(path, False, fit=min(fit, 1e3))
 
     def _describe(self, x: Tensor, lengths: Tensor, role: str) -> list[Toned]:
         tones, ages, sexes = self.describer(x, lengths)
