@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import grpo_loss_oracle as oracle
 import interpreter_bf16
 import pytest
 import torch
+from launches import record_grids
 from planted import with_bug
 
 from paras2s_kernels import force, grpo_loss
@@ -67,15 +67,7 @@ def test_a_ratio_that_overflows_beside_an_advantage_of_zero() -> None:
 
 
 def test_rows_are_in_the_grid_dimension_that_can_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids: list[tuple[int, ...]] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            grids.append(grid)
-            return lambda *arguments, **options: None
-
-    monkeypatch.setattr(kernel, "rows_kernel", Recorder())
-    monkeypatch.setattr(kernel, "totals_kernel", Recorder())
+    grids = record_grids(monkeypatch, kernel, "rows_kernel", "totals_kernel")
     tokens = torch.zeros(70_000, 1)
     kernel.forward(tokens, tokens, tokens, tokens.bool(), tokens[:, 0], 0.2, 0.2, 0.1)
     assert grids == [(70_000,), (1,)]

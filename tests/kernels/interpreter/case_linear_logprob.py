@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import interpreter_bf16
 import linear_logprob_oracle as oracle
 import pytest
 import torch
+from launches import record_grids
 from planted import with_bug
 
 from paras2s_kernels import force, linear_logprob
@@ -53,15 +53,7 @@ def test_large_logits_keep_their_differences() -> None:
 
 
 def test_the_grids_are_such_that_rows_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids: list[tuple[int, ...]] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            grids.append(grid)
-            return lambda *arguments, **options: None
-
-    monkeypatch.setattr(kernel, "merge_kernel", Recorder())
-    monkeypatch.setattr(kernel, "gradient_kernel", Recorder())
+    grids = record_grids(monkeypatch, kernel, "merge_kernel", "gradient_kernel")
     rows, hidden, weight = torch.zeros(70_000), torch.zeros(70_000, 1), torch.zeros(3, 1)
     kernel.forward(hidden, weight, rows.long(), 1.0, tokens=70_000)
     kernel.backward(hidden, weight, rows.long(), 1.0, rows, rows, rows, rows, rows, True, True, tokens=70_000)

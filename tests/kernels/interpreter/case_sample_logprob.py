@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import sample_logprob_oracle as oracle
 import torch
 import triton
 import triton.language as tl
+from launches import record_grids
 from planted import with_bug
 
 from paras2s_kernels import force, sample_logprob
@@ -89,14 +89,7 @@ def test_through_the_public_function() -> None:
 
 
 def test_rows_are_in_the_grid_dimension_that_can_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids: list[tuple[int, ...]] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            grids.append(grid)
-            return lambda *arguments, **options: None
-
-    monkeypatch.setattr(kernel, "sample_kernel", Recorder())
+    grids = record_grids(monkeypatch, kernel, "sample_kernel")
     rows = torch.zeros(70_000, dtype=torch.int64)
     kernel.forward(rows[:, None].float(), 0, rows, rows, 0, 1.0, 0, 1.0)
     assert grids == [(70_000,)]  # dimension 0 ends at 2**31 - 1, the others at 65,535

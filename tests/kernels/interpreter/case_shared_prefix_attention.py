@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import interpreter_bf16
 import pytest
 import shared_prefix_attention_oracle as oracle
 import torch
+from launches import record_grids
 from planted import with_bug
 
 from paras2s_kernels import force, shared_prefix_attention
@@ -100,15 +100,7 @@ def test_wide_loads_need_even_strides() -> None:
 
 
 def test_rows_are_in_the_grid_dimension_that_can_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids: list[tuple[int, ...]] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            grids.append(grid)
-            return lambda *arguments, **options: None
-
-    monkeypatch.setattr(kernel, "prefix_kernel", Recorder())
-    monkeypatch.setattr(kernel, "suffix_kernel", Recorder())
+    grids = record_grids(monkeypatch, kernel, "prefix_kernel", "suffix_kernel")
     rows = torch.zeros(70_000, 1, 1, 1)
     numbers = torch.zeros(70_000, dtype=torch.int64)
     kernel.forward(rows[:, 0], rows, rows, numbers, rows, rows, numbers, numbers, 1.0, None)

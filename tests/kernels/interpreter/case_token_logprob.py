@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import interpreter_bf16
 import pytest
 import token_logprob_oracle as oracle
 import torch
+from launches import record_grids
 from planted import with_bug
 
 from paras2s_kernels import force, token_logprob
@@ -69,15 +69,7 @@ def test_large_logits_keep_their_differences() -> None:
 
 
 def test_rows_are_in_the_grid_dimension_that_can_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    grids: list[tuple[int, ...]] = []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            grids.append(grid)
-            return lambda *arguments, **options: None
-
-    monkeypatch.setattr(kernel, "forward_kernel", Recorder())
-    monkeypatch.setattr(kernel, "backward_kernel", Recorder())
+    grids = record_grids(monkeypatch, kernel, "forward_kernel", "backward_kernel")
     rows = torch.zeros(70_000)
     kernel.forward(rows[:, None], rows.long(), 1.0)
     kernel.backward(rows[:, None], rows.long(), 1.0, rows, rows, rows, rows, rows)
