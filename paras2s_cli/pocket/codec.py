@@ -11,14 +11,12 @@ import numpy as np
 import pyworld
 from safetensors.numpy import load_file, save_file
 
-from paras2s_cli.pocket.render import CEILING_HZ, FLOOR_HZ, FRAME_MS, RATE, synthesise
+from paras2s_cli.pocket.render import BINS, CEILING_HZ, FLOOR_HZ, FRAME_MS, RATE, synthesise
 
 BLOCK = 8
 """WORLD frames a code: 80 ms, 1280 samples."""
 _POINTS = 32
 _BINS = pyworld.get_cheaptrick_fft_size(RATE, FLOOR_HZ) // 2 + 1
-_SPOKEN_BINS = 257
-"""Bins of the spectra that are synthesised: enough above 94 Hz, where the assistant speaks, and twice as fast."""
 _MELODY_WEIGHT, _VOICING_WEIGHT = 6.0, 1.5
 
 
@@ -48,7 +46,7 @@ def parameters(wave: np.ndarray) -> np.ndarray:
         unvoiced frames), voicing.
     """
     wave = np.pad(wave, (0, -len(wave) % (BLOCK * RATE // 100)))
-    f0, times = pyworld.dio(wave, RATE, f0_floor=FLOOR_HZ, f0_ceil=CEILING_HZ, frame_period=FRAME_MS)
+    f0, times = pyworld.dio(wave, RATE, f0_floor=FLOOR_HZ, f0_ceil=CEILING_HZ, frame_period=FRAME_MS, speed=2)
     f0 = pyworld.stonemask(wave, f0, times, RATE)
     envelope = pyworld.cheaptrick(wave, f0, times, RATE, f0_floor=FLOOR_HZ)
     coded = np.log(envelope @ _down() + 1e-9)
@@ -108,7 +106,7 @@ class Codec:
         padded = np.pad(table, ((1, 1), (0, 0)), mode="edge")
         smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
         f0 = np.where(table[:, -1] > 0.5, 2 ** smooth[:, -2], 0.0)
-        wave = synthesise(f0, smooth[:, :_POINTS] @ _up(_SPOKEN_BINS), FRAME_MS, 0.1)[: len(codes) * BLOCK * RATE // 100]
+        wave = synthesise(f0, smooth[:, :_POINTS] @ _up(BINS), FRAME_MS, 0.1)[: len(codes) * BLOCK * RATE // 100]
         return np.clip(wave, -1, 1).astype(np.float32)
 
     def save(self, path: Path) -> None:
