@@ -29,7 +29,7 @@ from paras2s_cli.recipe.schema import AlignRecipe
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.align import Run, prepare, reward_model, warm_model
 from paras2s_cli.train.demonstrations import Demonstration
-from paras2s_cli.train.distill import answer_queries, codes_of_all
+from paras2s_cli.train.distill import answer_queries, codes_of_all, hear_queries
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.run_folder import open_run
 from paras2s_cli.train.sft import sft_stage
@@ -87,19 +87,19 @@ def measured(run: Run) -> list[Scored]:
     answers_folder = run.out / "answers"
     answers_folder.mkdir(exist_ok=True)
     rows: list[Scored] = []
-    load = loader(run)
+    load, asked = loader(run), hear_queries(run.judge, queries)
     for name in ("base", "sft", "aligned", *ARMS, "cascade", "topline"):
         for mode, temperature in (("greedy", 0.0), ("T=1", 1.0)):
             if name in ("cascade", "topline"):
                 if mode == "T=1":
                     continue
-                answers = answers_of(name, run.world, run.judge, queries, 0.0, run.recipe.seed, load)
+                answers = answers_of(name, run.world, queries, asked, 0.0, run.recipe.seed, load)
             else:
                 model, tokenizer = arm(run, name) if name in ARMS else load(name)
                 answers = model_answers(model, tokenizer, run.world, queries, temperature, run.recipe.seed)
             run.say(f"seed {run.recipe.seed}: {name} {mode}")
             shown = "reference" if name in ("cascade", "topline") else mode
-            rows += scored(name, shown, answers, run.judge, run.world, run.recipe.seed, answers_folder)
+            rows += scored(name, shown, answers, asked, run.judge, run.world, run.recipe.seed, answers_folder)
     return rows
 
 

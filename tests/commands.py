@@ -16,6 +16,7 @@ TINY = [
     "reward.train.steps=3",
     "reward.train.batch=16",
     "reward.digits.steps=3",
+    "reward.held_out=24",
     "reward.floor=-1",
     "grpo.train.steps=6",
     "grpo.prompts=2",
@@ -25,6 +26,7 @@ TINY = [
     "grpo.judge_answers=4",
     "grpo.refit_below=1.0",
     "grpo.refit_steps=2",
+    "bench.limit=6",
     "bench.draws=100",
     "bench.players=2",
 ]

@@ -70,7 +70,7 @@ def test_another_recipe_does_not_take_over_a_run(unbroken: Path) -> None:
 
 
 def test_bench_measures_a_finished_run(unbroken: Path) -> None:
-    done = run(unbroken, "bench", "topline", "cascade", "split=validation", "draws=100", "--out", "measured")
+    done = run(unbroken, "bench", "topline", "cascade", "split=validation", "limit=6", "draws=100", "--out", "measured")
     assert "topline" in done.stdout and (unbroken / "measured" / "rows.jsonl").exists()
 
 

@@ -37,7 +37,7 @@ def test_every_command_runs(tmp_path: Path, pocket_judge: object, pocket_world: 
     shutil.copy(query.path, tmp_path / "q1.wav")
     write_wav(tmp_path / "a1.wav", np.zeros(16000, dtype=np.float32))
     (tmp_path / "pairs.jsonl").write_text('{"id": "1", "query": "q1.wav", "answer": "a1.wav"}\n')
-    smaller = {"align": [*TINY, "--no-bench"], "bench": ["draws=100", "players=2"], "sft": []}
+    smaller = {"align": [*TINY, "--no-bench"], "bench": ["limit=4", "draws=100", "players=2"], "sft": []}
     for line in COMMANDS:
         words = shlex.split(line, comments=True)[1:]
         if words[0] == "sft" and words[1:] == ["pocket"]:

@@ -1,6 +1,7 @@
 """A bench: systems on a suite, judged in full and by the truth, with intervals and a page to listen to."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,14 +42,15 @@ def run_bench(
     check_names([*recipe.systems, *recipe.sampled])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers").mkdir(exist_ok=True)
-    queries = world.queries(recipe.split)
+    queries = first_of_each_dimension(world.queries(recipe.split), recipe.limit)
+    asked = hear_queries(judge, queries)
     plan = [(name, GREEDY if name in MODELS else "reference", 0.0) for name in recipe.systems]
     plan += [(name, SAMPLED, 1.0) for name in recipe.sampled if name in recipe.systems]
     rows: list[Scored] = []
     for name, mode, temperature in plan:
         say(f"bench: {name} ({mode}) on {len(queries)} queries")
-        answers = answers_of(name, world, judge, queries, temperature, recipe.seed, load)
-        rows += scored(name, mode, answers, judge, world, recipe.seed, folder / "answers")
+        answers = answers_of(name, world, queries, asked, temperature, recipe.seed, load)
+        rows += scored(name, mode, answers, asked, judge, world, recipe.seed, folder / "answers")
     write_text(folder / "rows.jsonl", "".join(json.dumps(_line(row)) + "\n" for row in rows))
     summary = summarise(rows, compare=COMPARED, draws=recipe.draws, seed=recipe.seed)
     page = {"judge": ", ".join(judge.name.values()), "split": recipe.split, "seed": recipe.seed, **(meta or {})}
@@ -65,9 +67,28 @@ def run_bench(
     return summary
 
 
-def scored(name: str, mode: str, answers: Sequence[Answer], judge: Judge, world: World, seed: int, folder: Path) -> list[Scored]:
-    """One row an answer: the judge's score, and the truth's."""
-    asked = hear_queries(judge, [a.query for a in answers])
+def first_of_each_dimension(queries: Sequence[Spoken], limit: int) -> list[Spoken]:
+    """At most `limit` queries of each dimension, in the suite's order, in which twins stand side by side; 0 takes all."""
+    counts: Counter[str] = Counter()
+    found = []
+    for query in queries:
+        counts[query.row["dimension"]] += 1
+        if not limit or counts[query.row["dimension"]] <= limit:
+            found.append(query)
+    return found
+
+
+def scored(
+    name: str,
+    mode: str,
+    answers: Sequence[Answer],
+    asked: Sequence[Utterance],
+    judge: Judge,
+    world: World,
+    seed: int,
+    folder: Path,
+) -> list[Scored]:
+    """One row an answer: the judge's score, and the truth's. asked: what the judge heard in the query of each."""
     said = judge.hear([a.wave for a in answers], "answer")
     verdicts = judge.scorer.score(list(zip(asked, said, strict=True)), closed=True)
     return [

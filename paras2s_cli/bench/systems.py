@@ -9,11 +9,11 @@ import soundfile
 
 from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.errors import UsageError
-from paras2s_cli.judge.pipeline import Judge
+from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.rollout.sampling import Sampling
-from paras2s_cli.train.distill import answer_queries, codes_of_all, hear_queries
+from paras2s_cli.train.distill import answer_queries, codes_of_all
 
 MODELS = ("base", "sft", "aligned")
 REFERENCES = ("cascade", "topline")
@@ -21,8 +21,7 @@ REFERENCES = ("cascade", "topline")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system answered. wave: float32 at 16 kHz. written: its text stream or script. spoken: the recording it is, where it is one.
-    codes: what a model said."""
+    """What a system answered. wave: float32 at 16 kHz. written: its text stream or script. spoken: the recording it is, where it is one."""
 
     query: Spoken
     wave: np.ndarray
@@ -43,10 +42,9 @@ def model_answers(
     return [Answer(q, waves[c.tobytes()], t, known[c.tobytes()]) for q, c, t in zip(queries, codes, texts, strict=True)]
 
 
-def cascade_answers(world: World, judge: Judge, queries: Sequence[Spoken]) -> list[Answer]:
+def cascade_answers(world: World, queries: Sequence[Spoken], asked: Sequence[Utterance]) -> list[Answer]:
     """ASR, then an answerer who reads, then neutral speech: deaf to style by construction."""
-    texts = [u.heard.text for u in hear_queries(judge, queries)]
-    return [_recorded(q, world.blind_answer(text)) for q, text in zip(queries, texts, strict=True)]
+    return [_recorded(q, world.blind_answer(u.heard.text)) for q, u in zip(queries, asked, strict=True)]
 
 
 def topline_answers(world: World, queries: Sequence[Spoken], seed: int) -> list[Answer]:
@@ -71,11 +69,20 @@ LoadModel = Callable[[str], tuple[SpeechLM, TextTokenizer]]
 
 
 def answers_of(
-    name: str, world: World, judge: Judge, queries: Sequence[Spoken], temperature: float, seed: int, load: LoadModel
+    name: str,
+    world: World,
+    queries: Sequence[Spoken],
+    asked: Sequence[Utterance],
+    temperature: float,
+    seed: int,
+    load: LoadModel,
 ) -> list[Answer]:
-    """The answers of a system by name. `temperature` 0 is greedy; it means nothing to the references."""
+    """The answers of a system by name. `temperature` 0 is greedy; it means nothing to the references.
+
+    asked: what was heard in the queries, for a cascade.
+    """
     if name == "cascade":
-        return cascade_answers(world, judge, queries)
+        return cascade_answers(world, queries, asked)
     if name == "topline":
         return topline_answers(world, queries, seed)
     model, tokenizer = load(name)

@@ -88,6 +88,7 @@ class DistillRecipe(Recipe):
     temperature: float = Field(1.0, gt=0)
     train: Train
     digits: Train
+    held_out: int = Field(216, ge=2)
     floor: float = Field(0.8, ge=-1, le=1)
     """-1 switches it off."""
 
@@ -118,6 +119,7 @@ class BenchRecipe(Recipe):
     kind: Literal["bench"] = "bench"
     systems: list[str] = Field(default=["base", "sft", "aligned", "cascade", "topline"])
     split: Literal["validation", "test"] = "test"
+    limit: int = Field(0, ge=0)
     sampled: list[str] = Field(default=["sft", "aligned"])
     draws: int = Field(2000, ge=100)
     players: int = Field(20, ge=0)

@@ -89,7 +89,7 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
         reward.digits.train()
         train(stage, run.watch("grading"), run.say)
         reward.eval()
-        held = sampled_answers(settings, warm, run.judge, run.world, "validation", 2 * len(run.world.queries("validation")), run.say)
+        held = sampled_answers(settings, warm, run.judge, run.world, "validation", settings.held_out, run.say)
         pearson = agreement(reward, held)
         run.say(f"the reward model agrees with the judge on {len(held)} held-out pairs: Pearson {pearson:.3f}")
         if settings.floor > -1 and not pearson >= settings.floor:
