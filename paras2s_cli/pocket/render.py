@@ -17,8 +17,8 @@ RATE = 16000
 FRAME_MS = 10.0
 FLOOR_HZ, CEILING_HZ = 60.0, 600.0
 BINS = 257
-"""Bins of the spectra that are synthesised. Cheaptrick smooths an envelope over F0, so that every second of its bins says it all, and WORLD's
-synthesis takes half the time."""
+"""Bins of the spectra that are synthesised. Cheaptrick smooths an envelope over F0, so that every second of its bins says it all, and
+WORLD's synthesis takes half the time."""
 _RMS = 0.06
 
 
