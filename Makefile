@@ -20,8 +20,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow" --cov=paras2s_cli --cov-report=
-	$(BIN)/pytest -q -m slow --cov=paras2s_cli --cov-append --cov-report=term
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --cov=paras2s_cli --cov-report=term
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 14))' || \

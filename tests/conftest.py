@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
     from paras2s_cli.pocket.espeak import Espeak
 
 Speak = Callable[..., np.ndarray]
+
+LONG = ("test_end_to_end.py", "test_readme.py", "test_listener.py")
+"""Files that take minutes: they start first."""
+
+
+def pytest_configure() -> None:
+    """Workers of pytest-xdist, and what they start, keep to cores of their own: threads on shared ones wait for one another by spinning."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1 and hasattr(os, "sched_getaffinity"):
+        mine = sorted(os.sched_getaffinity(0))[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) :: workers]
+        if mine:
+            os.sched_setaffinity(0, mine)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One long file at the head for one worker, the kernels for the other, then the other long ones."""
+    items.sort(key=lambda item: _turn(item.path))
+
+
+def _turn(path: Path) -> int:
+    if path.name in LONG:
+        return 2 * LONG.index(path.name)
+    return 1 if "kernels" in path.parts else 2 * len(LONG)
 
 
 @pytest.fixture(scope="session")

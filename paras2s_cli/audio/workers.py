@@ -43,6 +43,12 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+def threads_of(asked: int) -> int:
+    """As many threads as are asked for and this process may run at once; more would wait for one another by spinning."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(asked, cores)
+
+
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """Processes that start inside compute on one thread each: threads of several processes that wait for one another by spinning

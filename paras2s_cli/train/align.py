@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import Spoken, World, load_world
 from paras2s_cli.errors import Paras2sError
@@ -50,7 +51,7 @@ class Run:
 
 def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf) -> Run:
     """The world and the judge, made if the cache lacks them."""
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(threads_of(recipe.threads))
     count = watch("render")
     world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
     listener = load_listener(recipe.judge, world, say, watch)

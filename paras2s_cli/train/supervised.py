@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import World, load_world
 from paras2s_cli.models.folder import load_model, save_model
@@ -19,7 +20,7 @@ from paras2s_cli.train.sft import best_demonstrations, held_out_loss, lay_out, s
 
 def run_supervised(recipe: SftRecipe | BaseRecipe | PolytoneRecipe, out: Path, say: Say, watch: WatchOf) -> dict[str, float]:
     """Trains what the recipe describes into `out/model`, and returns its figures on the validation split."""
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(threads_of(recipe.threads))
     count = watch("render")
     world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
     if isinstance(recipe, PolytoneRecipe):

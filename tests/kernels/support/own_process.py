@@ -1,4 +1,4 @@
-"""Runs files of cases in pytests of their own: TRITON_INTERPRET changes `@triton.jit` at import. Two run at a time."""
+"""Runs files of cases in pytests of their own: TRITON_INTERPRET changes `@triton.jit` at import."""
 
 from __future__ import annotations
 
@@ -7,27 +7,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-
-_pool = ThreadPoolExecutor(2)
-_running: dict[Path, Future[subprocess.CompletedProcess[str]]] = {}
-_next: list[Path] = []
-
-
-def expect(case_files: Iterable[Path]) -> None:
-    """Names files that will be asked for: all of them start when the first is."""
-    _next.extend(case_files)
 
 
 def run_cases(case_file: Path) -> int:
     """How many cases passed; AssertionError with the output unless all did and none was left out. Those in a folder `interpreter` run in
     Triton's."""
-    waiting = dict.fromkeys((*_next, case_file))
-    _next.clear()
-    _running.update({file: _pool.submit(_run, file) for file in waiting if file not in _running})
-    done = _running.pop(case_file).result()
+    done = _run(case_file)
     output = done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0 and passed, f"{case_file.name} failed in its own process:\n{output}"
