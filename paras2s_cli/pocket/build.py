@@ -48,7 +48,7 @@ class Rendering:
         return [u for u in self.utterances.values() if u.row["purpose"] == "answer"]
 
 
-RENDERER = 3
+RENDERER = 4
 """Version of everything that a rendered sample or its features depend on: a test fails when they change and this does not."""
 
 

@@ -46,7 +46,7 @@ def parameters(wave: np.ndarray) -> np.ndarray:
         unvoiced frames), voicing.
     """
     wave = np.pad(wave, (0, -len(wave) % (BLOCK * RATE // 100)))
-    f0, times = pyworld.dio(wave, RATE, f0_floor=FLOOR_HZ, f0_ceil=CEILING_HZ, frame_period=FRAME_MS, speed=2)
+    f0, times = pyworld.dio(wave, RATE, f0_floor=FLOOR_HZ, f0_ceil=CEILING_HZ, frame_period=FRAME_MS)
     f0 = pyworld.stonemask(wave, f0, times, RATE)
     envelope = pyworld.cheaptrick(wave, f0, times, RATE, f0_floor=FLOOR_HZ)
     coded = np.log(envelope @ _down() + 1e-9)

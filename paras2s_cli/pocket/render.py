@@ -34,7 +34,7 @@ def analyse(samples: np.ndarray, rate: int) -> Recording:
     """Take int16 samples apart, brought to a fixed level."""
     wave = soxr.resample(samples.astype(np.float64) / 32768, rate, RATE)
     wave *= _RMS / max(float(np.sqrt(np.mean(wave**2))), 1e-6)
-    f0, times = pyworld.dio(wave, RATE, f0_floor=FLOOR_HZ, f0_ceil=CEILING_HZ, frame_period=FRAME_MS, speed=2)
+    f0, times = pyworld.dio(wave, RATE, f0_floor=FLOOR_HZ, f0_ceil=CEILING_HZ, frame_period=FRAME_MS)
     f0 = pyworld.stonemask(wave, f0, times, RATE)
     envelope = pyworld.cheaptrick(wave, f0, times, RATE, f0_floor=FLOOR_HZ)
     return Recording(f0, np.log(envelope[:, :: envelope.shape[1] // (BINS - 1)] + 1e-12).astype(np.float32))
