@@ -14,8 +14,8 @@ status=0
 timeout 200 "$python" -m pytest -q -m gpu tests/kernels tests/rollout >"$out/checks.txt" 2>&1 || status=1
 tail -n 15 "$out/checks.txt"
 # what is measured first is there when the time is up
-for name in roof token_logprob sample_logprob shared_prefix_attention grpo_loss linear_logprob rollout; do
-  timeout 45 "$python" -m pytest -q "benchmarks/bench_$name.py" --benchmark-only --benchmark-save-data \
+for name in roof token_logprob sample_logprob shared_prefix_attention varlen_attention grpo_loss linear_logprob rollout; do
+  timeout 42 "$python" -m pytest -q "benchmarks/bench_$name.py" --benchmark-only --benchmark-save-data \
     --benchmark-json="$out/$name.json" >"$out/$name.log" 2>&1 || { status=1; tail -n 5 "$out/$name.log"; }
 done
 "$python" - "$out" <<'PY'

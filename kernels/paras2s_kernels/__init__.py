@@ -9,5 +9,15 @@ from paras2s_kernels.linear_logprob import linear_logprob
 from paras2s_kernels.sample_logprob import sample_logprob
 from paras2s_kernels.shared_prefix_attention import shared_prefix_attention
 from paras2s_kernels.token_logprob import token_logprob
+from paras2s_kernels.varlen_attention import varlen_attention
 
-__all__ = ["backends", "force", "grpo_loss", "linear_logprob", "sample_logprob", "shared_prefix_attention", "token_logprob"]
+__all__ = [
+    "backends",
+    "force",
+    "grpo_loss",
+    "linear_logprob",
+    "sample_logprob",
+    "shared_prefix_attention",
+    "token_logprob",
+    "varlen_attention",
+]

@@ -3,6 +3,9 @@
 `triton` runs on CUDA tensors, `reference` (plain torch) everywhere else. `PARAS2S_KERNELS=triton|reference`
 forces one for the whole process; `force(...)` forces one in a block and wins over the variable. Triton on CPU
 tensors works only in its interpreter (`TRITON_INTERPRET=1`): how the kernels are tested without a GPU.
+
+A kernel of LIBRARIES goes to one of its libraries where that is there and can take the call. The name of a library
+forces that one for its kernels; the others choose as if nobody had asked.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import torch
 
 ENV = "PARAS2S_KERNELS"
 BACKENDS = ("triton", "reference")
-KERNELS = ("token_logprob", "sample_logprob", "linear_logprob", "grpo_loss", "shared_prefix_attention")
+KERNELS = ("token_logprob", "sample_logprob", "linear_logprob", "grpo_loss", "shared_prefix_attention", "varlen_attention")
+LIBRARIES = {"varlen_attention": ("flash-attn", "torch-flash")}  # in order of preference; see varlen_libraries.py
 _FOLDER = {"triton": "gpu", "reference": "reference"}
 
 # A plain global and not a context variable: autograd runs the backward of CUDA tensors in threads of its own.
@@ -26,14 +30,15 @@ _forced: list[str] = []
 
 
 def _known(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source}: unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    known = (*BACKENDS, *sorted({library for libraries in LIBRARIES.values() for library in libraries}))
+    if name not in known:
+        raise ValueError(f"{source}: unknown backend {name!r}; choose one of {', '.join(known)}")
     return name
 
 
 @contextmanager
 def force(backend: str) -> Iterator[None]:
-    """Every kernel called inside the block runs on `backend`, one of BACKENDS (else ValueError)."""
+    """Every kernel called inside the block runs on `backend`, one of BACKENDS or a library (else ValueError)."""
     _forced.append(_known(backend, "backend"))
     try:
         yield
@@ -41,7 +46,7 @@ def force(backend: str) -> Iterator[None]:
         _forced.pop()
 
 
-def _forced_by() -> tuple[str, str] | None:
+def forced() -> tuple[str, str] | None:
     """(backend, who asked for it), or None when nobody did."""
     if _forced:
         return _forced[-1], "force()"
@@ -68,9 +73,9 @@ def _triton_missing(device: torch.device) -> str | None:
 
 
 def _choose(device: torch.device) -> tuple[str, str]:
-    asked = _forced_by()
+    asked = forced()
     missing = _triton_missing(device)
-    if asked is not None:
+    if asked is not None and asked[0] in BACKENDS:
         backend, source = asked
         if backend == "triton" and missing:
             raise ValueError(f"{source}: {missing}; force 'reference' or force nothing")
@@ -100,4 +105,32 @@ def backends() -> list[dict[str, object]]:
         chosen, why = _choose(device)
     except ValueError as error:
         chosen, why = "none", str(error)
-    return [{"kernel": kernel, "chosen": chosen, "available": available, "why": why} for kernel in KERNELS]
+    rows: list[dict[str, object]] = [{"kernel": kernel, "chosen": chosen, "available": available, "why": why} for kernel in KERNELS]
+    for row in rows:
+        if row["kernel"] in LIBRARIES:
+            row |= _with_libraries(str(row["kernel"]), device, chosen, available, why)
+    return rows
+
+
+def _with_libraries(kernel: str, device: torch.device, chosen: str, available: list[str], why: str) -> dict[str, object]:
+    """What `backends` says of a kernel that libraries can run too, given what it is without them."""
+    from paras2s_kernels import varlen_libraries
+
+    try:
+        asked = forced()
+    except ValueError:
+        return {}
+    missing = {library: varlen_libraries.missing(library, device) for library in LIBRARIES[kernel]}
+    there = [library for library in missing if missing[library] is None]
+    if asked is not None and asked[0] in missing:
+        reason = missing[asked[0]]
+        if reason is not None:
+            chosen, why = "none", f"{asked[1]}: {reason}"
+        else:
+            chosen, why = asked[0], f"forced by {asked[1]}"
+    elif asked is None and there:
+        why = f"{there[0]} is there; {chosen} for what it cannot take, and for graphs"
+        chosen = there[0]
+    elif asked is None:
+        why = "; ".join(dict.fromkeys([why, *(str(reason) for reason in missing.values())]))
+    return {"chosen": chosen, "available": [*there, *available], "why": why}
