@@ -1,0 +1,199 @@
+"""Small random checkpoints in exactly the layout of the published ones: `python -m tests.checkpoints OUT` writes one folder each."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+KIMI_AUDIO = "Kimi-Audio-7B-Instruct"
+SPECIALS = {
+    "[BOS]": 0,
+    "[EOS]": 1,
+    "<|im_msg_end|>": 2,
+    "<|im_user_msg_start|>": 3,
+    "<|im_assistant_msg_start|>": 4,
+    "[EOT]": 9,
+    "<|im_media_begin|>": 18,
+    "<|im_media_end|>": 20,
+    "<|im_kimia_text_blank|>": 23,
+    "<|im_kimia_text_eos|>": 24,
+    "<|im_kimia_user_msg_start|>": 27,
+    "<|im_kimia_assistant_msg_start|>": 28,
+    "<|im_kimia_speech_ct_id|>": 32,
+    "<|im_kimia_speech_ctd_id|>": 33,
+}
+"""Special tokens, counted from the first id after the byte pairs."""
+WORDS = "the train is late and there it is again , then they think that this is the thing : what a strange, strange day it is in the rain !"
+
+
+def byte_pairs(words: str, count: int) -> list[bytes]:
+    """256 bytes and `count` pairs, the most frequent first, of words with a space before each: trained as byte pairs are."""
+    tokens = [bytes([i]) for i in range(256)]
+    pieces = [[bytes([b]) for b in f" {word}".encode()] for word in words.split()]
+    while len(tokens) < 256 + count:
+        seen = Counter(pair for piece in pieces for pair in pairwise(piece))
+        best = max(seen, key=lambda pair: (seen[pair], pair))
+        tokens.append(best[0] + best[1])
+        for piece in pieces:
+            i = 0
+            while i + 1 < len(piece):
+                if (piece[i], piece[i + 1]) == best:
+                    piece[i : i + 2] = [tokens[-1]]
+                i += 1
+    return tokens
+
+
+def kimi_config(base: int, *, hidden: int, ffn: int, heads: int, kv_heads: int, layers: int, fork: int, mimo: int, codes: int) -> dict:
+    """The published config.json with smaller numbers."""
+    offset = base + 421
+    return {
+        "architectures": ["MoonshotKimiaForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_moonshot_kimia.KimiAudioConfig",
+            "AutoModel": "modeling_moonshot_kimia.MoonshotKimiaForCausalLM",
+            "AutoModelForCausalLM": "modeling_moonshot_kimia.MoonshotKimiaForCausalLM",
+        },
+        "bos_token_id": base,
+        "eos_token_ids": [base + 1, base + 2],
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": ffn,
+        "kimia_adaptor_input_dim": 4 * 20,
+        "kimia_audio_output_vocab": codes + 512,
+        "kimia_media_begin": base + SPECIALS["<|im_media_begin|>"],
+        "kimia_media_end": base + SPECIALS["<|im_media_end|>"],
+        "kimia_mimo_audiodelaytokens": 6,
+        "kimia_mimo_layers": mimo,
+        "kimia_mimo_transformer_from_layer_index": fork,
+        "kimia_text_output_vocab": offset,
+        "kimia_token_offset": offset,
+        "max_position_embeddings": 8192,
+        "model_type": "moonshot_kimia",
+        "num_attention_heads": heads,
+        "num_audio_special_tokens": 512,
+        "num_base_tokens": base,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": kv_heads,
+        "pad_token_id": offset - 1,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.44.1",
+        "use_cache": True,
+        "use_whisper_feature": True,
+        "vocab_size": offset + codes,
+    }
+
+
+def kimi_tensors(config: dict, seed: int) -> list[dict[str, torch.Tensor]]:
+    """The tensors of every shard, bf16: a layer each (the shared and the text layers, then the audio layers), the adaptor, the rest."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, ffn, width = config["hidden_size"], config["intermediate_size"], config["kimia_adaptor_input_dim"]
+    head_dim = hidden // config["num_attention_heads"]
+    kv = config["num_key_value_heads"] * head_dim
+
+    def normal(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) / shape[-1] ** 0.5).bfloat16()
+
+    def vector(size: int, centre: float) -> torch.Tensor:
+        return (centre + 0.3 * torch.randn(size, generator=generator)).bfloat16()
+
+    shards = []
+    names = [f"layers.{i}" for i in range(config["num_hidden_layers"])] + [f"mimo_layers.{i}" for i in range(config["kimia_mimo_layers"])]
+    for name in names:
+        layer = {"input_layernorm.weight": vector(hidden, 1.0), "post_attention_layernorm.weight": vector(hidden, 1.0)}
+        for part, size in (("q", hidden), ("k", kv), ("v", kv)):
+            layer[f"self_attn.{part}_proj.weight"] = normal(size, hidden)
+            layer[f"self_attn.{part}_proj.bias"] = vector(size, 0.0)
+        layer["self_attn.o_proj.weight"] = normal(hidden, hidden)
+        layer["self_attn.rotary_emb.inv_freq"] = (config["rope_theta"] ** (-torch.arange(0, head_dim, 2) / head_dim)).bfloat16()
+        layer |= {f"mlp.{part}_proj.weight": normal(ffn, hidden) for part in ("gate", "up")}
+        layer["mlp.down_proj.weight"] = normal(hidden, ffn)
+        shards.append({f"model.{name}.{part}": tensor for part, tensor in layer.items()})
+    adaptor = {
+        "0.weight": normal(hidden, width),
+        "0.bias": vector(hidden, 0.0),
+        "3.weight": normal(hidden, hidden),
+        "3.bias": vector(hidden, 0.0),
+    }
+    adaptor |= {"4.weight": vector(hidden, 1.0), "4.bias": vector(hidden, 0.0)}
+    shards.append({f"model.vq_adaptor.layers.{part}": tensor for part, tensor in adaptor.items()})
+    rest = {"model.norm.weight": vector(hidden, 1.0), "model.mimo_norm.weight": vector(hidden, 1.0)}
+    for name in ("model.embed_tokens", "lm_head", "mimo_output"):
+        rest[f"{name}.weight"] = 3 * normal(config["vocab_size"], hidden)
+    return [*shards, rest]
+
+
+def write_tokenizer(folder: Path, tokens: list[bytes]) -> None:
+    """tiktoken.model, tokenizer_config.json and special_tokens_map.json."""
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
+    (folder / "tiktoken.model").write_text("".join(lines))
+    described = {
+        str(len(tokens) + place): {
+            "content": name,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        for name, place in SPECIALS.items()
+    }
+    settings = {
+        "added_tokens_decoder": described,
+        "auto_map": {"AutoTokenizer": ["tokenization_kimia.TikTokenTokenizer", None]},
+        "bos_token": "[BOS]",
+        "eos_token": "[EOS]",
+        "tokenizer_class": "TikTokenTokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": "[BOS]", "eos_token": "[EOS]"}, indent=2) + "\n")
+
+
+def write_kimi_audio(
+    folder: Path,
+    *,
+    hidden: int = 32,
+    ffn: int = 48,
+    heads: int = 4,
+    kv_heads: int = 2,
+    layers: int = 3,
+    fork: int = 1,
+    mimo: int = 2,
+    codes: int = 24,
+    seed: int = 1,
+) -> Path:
+    """Kimi-Audio's folder, but for its Whisper, its detokenizer, its vocoder and its Python files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = byte_pairs(WORDS, 44)
+    config = kimi_config(
+        len(tokens), hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, layers=layers, fork=fork, mimo=mimo, codes=codes
+    )
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_tokenizer(folder, tokens)
+    shards, places = kimi_tensors(config, seed), {}
+    last = len(shards)
+    for i, tensors in enumerate(shards, 1):
+        # the names of the published shards do disagree about how many there are
+        name = f"model-{i}-of-{last if i == last else last - 1}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+    size = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return folder
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tests.checkpoints OUT")
+    print(write_kimi_audio(Path(sys.argv[1]) / KIMI_AUDIO))
