@@ -1,52 +1,65 @@
-"""Speech LMs on disk, in the Hugging Face layout: config.json, model.safetensors, tokenizer.json."""
+"""Speech LMs on disk, in the Hugging Face layout: config.json, safetensors, the tokenizer's files."""
 
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.models.layers import rotary_rates
 from paras2s_cli.models.speech_lm import SpeechLM
-from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.models.tokenizer import NAMES, TextTokenizer
+from paras2s_cli.models.weights import Layout, read_weights, write_weights
 
 
 def save_model(folder: Path, model: SpeechLM, tokenizer: TextTokenizer) -> None:
-    """Writes the three files into an existing folder."""
+    """Writes a speech LM into an existing folder, in the files that it was read from; a new one in three."""
     model.config.save(folder / "config.json")
-    tokenizer.save(folder / "tokenizer.json")
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save(folder)
+    write_weights(folder, model.state_dict(), model.layout)
 
 
-def load_model(folder: Path) -> tuple[SpeechLM, TextTokenizer]:
-    """Reads a speech LM.
+def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[SpeechLM, TextTokenizer]:
+    """Reads a speech LM, a small one of ours or Kimi-Audio as it is published, whose names are the names here.
+
+    Args:
+        device: where the weights go, one tensor at a time; they keep the dtype of the file.
 
     Raises:
-        UsageError: a file is missing or damaged, or tensors are missing, unexpected or of another shape (all are named).
+        UsageError: a file is missing, damaged or another model's, or tensors are missing, unexpected or of another shape (all are named).
     """
-    tokenizer = TextTokenizer.load(folder / "tokenizer.json")
-    model = SpeechLM(SpeechLMConfig.load(folder / "config.json"), tokenizer.specials)
-    try:
-        found = load_file(folder / "model.safetensors")
-        found = {name: tensor for name, tensor in found.items() if not name.endswith("rotary_emb.inv_freq")}
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{folder / 'model.safetensors'}: cannot be read ({error})") from error
-    wanted = model.state_dict()
-    faults = [f"missing {name}" for name in wanted.keys() - found.keys()]
-    faults += [f"unexpected {name}" for name in found.keys() - wanted.keys()]
-    faults += [
-        f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
-    ]
-    if faults:
-        raise UsageError(f"{folder / 'model.safetensors'} does not fit its config.json: {'; '.join(sorted(faults))}")
-    model.load_state_dict(found)
-    return model, tokenizer
+    config = SpeechLMConfig.load(folder / "config.json")
+    tokenizer = TextTokenizer.load(folder)
+    _check_tokens(folder / "config.json", config, tokenizer)
+    with torch.device("meta"):
+        model = SpeechLM(config, tokenizer.specials)
+    model.layout = read_weights(folder, model, device, _is_rotary)
+    _check_rotary(folder / "config.json", config, model.layout)
+    return model.to(device), tokenizer
 
 
 def parameters(model: torch.nn.Module) -> int:
     """How many numbers a model learns."""
     return sum(p.numel() for p in model.parameters())
+
+
+def _is_rotary(name: str) -> bool:
+    """The published checkpoint has the rates of the rotary positions in every layer; here they are computed."""
+    return name.endswith("rotary_emb.inv_freq")
+
+
+def _check_rotary(path: Path, config: SpeechLMConfig, layout: Layout) -> None:
+    wanted = rotary_rates(config.head_dim, config.rope_theta)
+    for name, found in layout.spare.items():
+        # they may have been rounded to bf16
+        if found.shape != wanted.shape or not torch.allclose(found.float(), wanted, rtol=1e-2, atol=0.0):
+            raise UsageError(f"{path}: rope_theta {config.rope_theta:g} is not that of the checkpoint, whose {name} differs")
+
+
+def _check_tokens(path: Path, config: SpeechLMConfig, tokenizer: TextTokenizer) -> None:
+    for key, name in NAMES.items():
+        given, found = config.published.get(f"kimia_{key}"), getattr(tokenizer.specials, key)
+        if given not in (None, found):
+            raise UsageError(f"{path}: kimia_{key} is {given}, but the tokenizer's {name} is {found}: they are not of one checkpoint")
+    if tokenizer.size > config.kimia_token_offset:
+        raise UsageError(f"{path}: kimia_token_offset is {config.kimia_token_offset}, but the tokenizer has {tokenizer.size} tokens")

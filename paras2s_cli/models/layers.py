@@ -9,10 +9,14 @@ from paras2s_cli.models.cache import KeyValues
 from paras2s_cli.models.config import SpeechLMConfig
 
 
+def rotary_rates(head_dim: int, theta: float, device: torch.device | str = "cpu") -> Tensor:
+    """What a position turns each pair of numbers by, in radians: [head_dim / 2] fp32."""
+    return theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+
+
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine of half-rotation RoPE (Su et al. 2021): positions [B, T] -> two [B, 1, T, head_dim]."""
-    rates = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
-    angles = positions[:, None, :, None].float() * rates
+    angles = positions[:, None, :, None].float() * rotary_rates(head_dim, theta, positions.device)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

@@ -12,6 +12,7 @@ from paras2s_cli.models.cache import KeyValues
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.layers import Block, rotary
 from paras2s_cli.models.tokenizer import Specials
+from paras2s_cli.models.weights import Layout
 
 
 @dataclass
@@ -19,8 +20,8 @@ class Streams:
     """Two aligned streams of ids, left-padded.
 
     audio, text: [B, T] int64, ids of the full vocabulary. valid: [B, T] bool, False on padding. continuous: [B, T] bool, True where
-    the adaptor's features are added. features: [B, C, 4, F] float, frames of the C continuous positions of a row, in order (rows
-    with fewer are padded at the end), or None.
+    the adaptor's features are added. features: [B, C, 4, F] float, 20 ms frames of the C continuous positions of a row, in order
+    (rows with fewer are padded at the end), or None; F is `SpeechLMConfig.frame_features`.
     """
 
     audio: Tensor
@@ -53,7 +54,11 @@ class Adaptor(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.layers = nn.Sequential(
-            nn.Linear(config.kimia_adaptor_input_dim, size), nn.SiLU(), nn.Dropout(0.0), nn.Linear(size, size), nn.LayerNorm(size)
+            nn.Linear(config.kimia_adaptor_input_dim, size),
+            nn.SiLU(),
+            nn.Dropout(0.0),
+            nn.Linear(size, size),
+            nn.LayerNorm(size, eps=config.adaptor_norm_eps),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,6 +105,8 @@ class SpeechLM(nn.Module):
     """
 
     audio_ids: Tensor
+    layout: Layout | None = None
+    """The files that the weights were read from, if they were."""
 
     def __init__(self, config: SpeechLMConfig, specials: Specials) -> None:
         super().__init__()
@@ -108,8 +115,9 @@ class SpeechLM(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.mimo_output = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.encoder = Encoder(config) if config.encoder_features else None
-        codes = torch.arange(config.kimia_token_offset, config.vocab_size)
-        ends = torch.tensor([specials.media_end, specials.msg_end])
+        # on the CPU even where parameters are made without memory
+        codes = torch.arange(config.kimia_token_offset, config.vocab_size, device="cpu")
+        ends = torch.tensor([specials.media_end, specials.msg_end], device="cpu")
         self.register_buffer("audio_ids", torch.cat([codes, ends]), persistent=False)
 
     def initialise(self, seed: int) -> None:

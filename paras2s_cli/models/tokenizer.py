@@ -1,12 +1,15 @@
-"""The text tokenizer of a speech LM and its special tokens, found by name in tokenizer.json."""
+"""The text tokenizer of a speech LM and its special tokens, found by name: tokenizer.json, or Kimi-Audio's own files."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from paras2s_cli.errors import UsageError
+from paras2s_cli.models.byte_pairs import RANKS, published_tokenizer
 
+JSON = "tokenizer.json"
 NAMES = {
     "msg_end": "<|im_msg_end|>",
     "media_begin": "<|im_media_begin|>",
@@ -36,19 +39,26 @@ class Specials:
 
 
 class TextTokenizer:
-    """tokenizer.json, with the special tokens by name."""
+    """Text to ids and back, with the special tokens by name.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        files: the published files that it was made from, which `save` writes back; without them it is a tokenizer.json.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, files: Mapping[str, bytes] | None = None) -> None:
         missing = [name for name in NAMES.values() if tokenizer.token_to_id(name) is None]
         if missing:
             raise UsageError(f"the tokenizer has no token {missing[0]}: it is not a speech LM's")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.files = tokenizer, dict(files or {})
         self.specials = Specials(**{key: int(tokenizer.token_to_id(name) or 0) for key, name in NAMES.items()})
         self._special_ids = {tokenizer.token_to_id(name) for name in NAMES.values()}
 
     @classmethod
-    def load(cls, path: Path) -> "TextTokenizer":
-        """Raises UsageError when the file is missing or is no tokenizer."""
+    def load(cls, folder: Path) -> "TextTokenizer":
+        """Reads the tokenizer of a checkpoint. Raises UsageError when its files are missing or are no tokenizer."""
+        path = folder / JSON
+        if not path.exists() and (folder / RANKS).exists():
+            return cls(*published_tokenizer(folder))
         try:
             return cls(Tokenizer.from_file(str(path)))
         except UsageError:
@@ -56,8 +66,17 @@ class TextTokenizer:
         except Exception as error:  # the library raises a bare Exception for every fault of a file
             raise UsageError(f"{path}: not a tokenizer.json ({error})") from error
 
-    def save(self, path: Path) -> None:
-        self.tokenizer.save(str(path))
+    def save(self, folder: Path) -> None:
+        """Writes its files into an existing folder."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+        if not self.files:
+            self.tokenizer.save(str(folder / JSON))
+
+    @property
+    def size(self) -> int:
+        """How many ids there are, special tokens included."""
+        return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special tokens."""

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
-from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 
 
 class NaiveLM:
-    """Built from a model's state dict; it calls none of the model's code."""
+    """Built from tensors and config fields under their published names; it calls none of the model's code."""
 
-    def __init__(self, model: SpeechLM) -> None:
-        self.config: SpeechLMConfig = model.config
-        self.w = {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
+    def __init__(self, tensors: Mapping[str, torch.Tensor], config: Any) -> None:
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.w = {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
+
+    @classmethod
+    def of(cls, model: SpeechLM) -> NaiveLM:
+        return cls(model.state_dict(), model.config)
+
+    @classmethod
+    def read(cls, folder: Path) -> NaiveLM:
+        """From the files of a published checkpoint: every shard whole, whatever the index says."""
+        tensors = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        return cls(tensors, SimpleNamespace(**json.loads((folder / "config.json").read_text())))
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
         return self.w[f"{name}.weight"] @ x + self.w.get(f"{name}.bias", 0.0)
@@ -39,7 +55,9 @@ class NaiveLM:
     def adapt(self, x: np.ndarray) -> np.ndarray:
         x = self.linear("model.vq_adaptor.layers.0", x)
         x = self.linear("model.vq_adaptor.layers.3", x / (1 + np.exp(-x)))
-        x = (x - x.mean()) / math.sqrt(float(x.var()) + 1e-5)
+        # Kimi-Audio's norm has the eps of the others; small models, which bring an encoder, have that of LayerNorm
+        eps = 1e-5 if "encoder.down.weight" in self.w else self.config.rms_norm_eps
+        x = (x - x.mean()) / math.sqrt(float(x.var()) + eps)
         return x * self.w["model.vq_adaptor.layers.4.weight"] + self.w["model.vq_adaptor.layers.4.bias"]
 
     def turn(self, x: np.ndarray, position: int) -> np.ndarray:
@@ -53,7 +71,7 @@ class NaiveLM:
 
     def layer(self, name: str, xs: list[np.ndarray]) -> list[np.ndarray]:
         c = self.config
-        d, group = c.head_dim, c.num_attention_heads // c.num_key_value_heads
+        d, group = self.head_dim, c.num_attention_heads // c.num_key_value_heads
         normed = [self.rms(f"{name}.input_layernorm", x) for x in xs]
         q, k, v = ([self.linear(f"{name}.self_attn.{p}_proj", x).reshape(-1, d) for x in normed] for p in "qkv")
         out = []
@@ -73,7 +91,10 @@ class NaiveLM:
     def logits(self, audio: list[int], text: list[int], continuous: list[bool], frames: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Text and audio logits [T, vocab] of the full vocabulary; frames [4 * continuous positions, F]."""
         c, table = self.config, self.w["model.embed_tokens.weight"]
-        heard = iter(()) if frames is None else iter(self.convolve("mix", self.convolve("down", frames)))
+        if "encoder.down.weight" in self.w and frames is not None:
+            heard = iter(self.convolve("mix", self.convolve("down", frames)))
+        else:
+            heard = iter(()) if frames is None else iter(frames.reshape(sum(continuous), -1))
         xs = []
         for a, t, sounds in zip(audio, text, continuous, strict=True):
             x = table[a]

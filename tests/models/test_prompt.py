@@ -74,7 +74,7 @@ def test_codes_come_back() -> None:
 @torch.no_grad()
 def test_the_hidden_state_before_a_position_predicts_it() -> None:
     model = tiny_model().double()
-    naive = NaiveLM(model)
+    naive = NaiveLM.of(model)
     lengths, texts, codes = [9, 20], [[30, 31], [32, 33, 34]], [[5, 0, 19, 4], [7]]
     prompts, answers = double(spoken_queries(random_frames(lengths), CONFIG, S)), spoken_answers(texts, codes, CONFIG, S)
     text, audio = answer_hidden(model, prompts, answers)

@@ -40,7 +40,7 @@ def logits(model: SpeechLM, streams: Streams) -> tuple[torch.Tensor, torch.Tenso
 @torch.no_grad()
 def test_logits_are_those_of_the_naive_model_padded_or_not() -> None:
     model = tiny_model().double()
-    naive = NaiveLM(model)
+    naive = NaiveLM.of(model)
     streams = double(answered(model, [22, 9, 40, 4]))
     text, audio = logits(model, streams)
     for i in range(4):

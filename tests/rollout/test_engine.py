@@ -106,7 +106,7 @@ def test_text_that_ends_before_the_speech_does_and_the_other_way_round() -> None
 def test_answers_are_those_of_the_naive_model_without_a_cache(temperature: float) -> None:
     """Greedy: the argmax of a full recomputation each step. Sampled: the log-probabilities are the naive ones."""
     model = tiny_model()
-    naive, s = NaiveLM(model), model.specials
+    naive, s = NaiveLM.of(model), model.specials
     lengths = [9, 17]
     rolled = run(model, lengths, [0, 1], Sampling(temperature), limit=9)
     prompts = spoken_queries(random_frames(lengths), model.config, s)

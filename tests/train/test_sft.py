@@ -68,7 +68,7 @@ EVERY_KIND = [
 
 def naive_loss(model: SpeechLM, batches: list[tuple[Streams, Answers]]) -> tuple[float, float]:
     """CE(text), CE(audio): one row at a time, one position at a time."""
-    naive, ids = NaiveLM(model), model.audio_ids.tolist()
+    naive, ids = NaiveLM.of(model), model.audio_ids.tolist()
     losses: tuple[list[float], list[float]] = ([], [])
     for prompts, answers in batches:
         for i in range(len(answers.audio)):
