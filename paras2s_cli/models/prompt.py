@@ -12,36 +12,105 @@ from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 from paras2s_cli.models.tokenizer import Specials
 
+POSITIONS = 1500
+"""Positions that Kimi-Audio has for a prompt and its spoken answer: two minutes."""
 
-def spoken_queries(frames: Sequence[np.ndarray], config: SpeechLMConfig, specials: Specials, *, answer_in_text: bool = False) -> Streams:
+
+@dataclass(frozen=True)
+class Turn:
+    """A query that was answered in speech before the one that is asked now.
+
+    frames: [F, frame_features] float32, 50 a second. codes: [n] int64 of the query, None for a model with its own encoder. text: ids of
+    the answer. answer: [m] int64, its codes.
+    """
+
+    frames: np.ndarray
+    codes: np.ndarray | None
+    text: Sequence[int]
+    answer: np.ndarray
+
+
+def spoken_queries(
+    frames: Sequence[np.ndarray],
+    config: SpeechLMConfig,
+    specials: Specials,
+    *,
+    codes: Sequence[np.ndarray] | None = None,
+    history: Sequence[Sequence[Turn]] | None = None,
+    answer_in_text: bool = False,
+) -> Streams:
     """Prompts of spoken queries, left-padded.
 
     audio: user_start media_begin c1..cn media_end speech_ctd msg_end assistant_start; text: blank everywhere. A model with its own encoder
-    hears the continuous features alone, so c1..cn are blank.
+    hears the continuous features alone, so c1..cn are blank. A turn before has the same prompt, then blank x delay, the codes of its
+    answer, msg_end; beside them stands its text.
 
     Args:
-        frames: per query [F, encoder_features] float32, 50 frames a second.
+        frames: per query [F, frame_features] float32, 50 frames a second; of those the first four a code are heard.
+        codes: per query [n] int64, 12.5 a second; None for a model with its own encoder.
+        history: per query, turns in the order they were taken.
         answer_in_text: asks for text without speech (speech_ct in the place of speech_ctd).
     """
-    counts = [-(-len(f) // 4) for f in frames]
-    width = max(counts) + 6
-    rows = len(frames)
-    audio = torch.full((rows, width), specials.blank)
-    valid = torch.zeros(rows, width, dtype=torch.bool)
-    continuous = torch.zeros(rows, width, dtype=torch.bool)
-    features = torch.zeros(rows, max(counts), 4, config.encoder_features)
-    kind = specials.speech_ct if answer_in_text else specials.speech_ctd
-    tail = torch.tensor([specials.media_end, kind, specials.msg_end, specials.assistant_start])
-    for i, (table, count) in enumerate(zip(frames, counts, strict=True)):
-        start = width - count - 6
-        audio[i, start], audio[i, start + 1] = specials.user_start, specials.media_begin
-        audio[i, -4:] = tail
-        valid[i, start:] = True
-        continuous[i, start + 2 : start + 2 + count] = True
-        flat = features[i].view(-1, config.encoder_features)
-        flat[: len(table)] = torch.from_numpy(table)
-    text = torch.full_like(audio, specials.blank)
+    assert (codes is None) == (config.encoder_features > 0)
+    rows = []
+    for i, table in enumerate(frames):
+        row = _Row(config, specials, specials.speech_ct if answer_in_text else specials.speech_ctd)
+        for turn in history[i] if history else ():
+            row.ask(turn.frames, turn.codes)
+            row.answer(turn.text, turn.answer)
+        row.ask(table, None if codes is None else codes[i])
+        rows.append(row)
+    width, heard = max(len(row.audio) for row in rows), max(sum(row.continuous) for row in rows)
+    shape = (len(rows), width)
+    audio, text = torch.full(shape, specials.blank), torch.full(shape, specials.blank)
+    valid, continuous = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    features = torch.zeros(len(rows), heard, 4, config.frame_features)
+    for i, row in enumerate(rows):
+        part = slice(width - len(row.audio), width)
+        audio[i, part], text[i, part] = torch.tensor(row.audio), torch.tensor(row.text)
+        continuous[i, part], valid[i, part] = torch.tensor(row.continuous), True
+        tables = torch.cat(row.features)
+        features[i, : len(tables)] = tables
     return Streams(audio, text, valid, continuous, features)
+
+
+def positions_left(prompts: Streams) -> int:
+    """Positions that an answer to the longest of some prompts may have."""
+    return POSITIONS - int(prompts.valid.sum(1).max())
+
+
+class _Row:
+    """One prompt as it grows: ids of both streams, where the audio stream is continuous, and the features there [n, 4, frame_features]."""
+
+    def __init__(self, config: SpeechLMConfig, specials: Specials, kind: int) -> None:
+        self.config, self.specials, self.kind = config, specials, kind
+        self.audio: list[int] = []
+        self.text: list[int] = []
+        self.continuous: list[bool] = []
+        self.features: list[Tensor] = []
+
+    def ask(self, frames: np.ndarray, codes: np.ndarray | None) -> None:
+        s, count = self.specials, -(-len(frames) // 4) if codes is None else len(codes)
+        heard = [s.blank] * count if codes is None else [int(code) + self.config.kimia_token_offset for code in codes]
+        self._add([s.user_start, s.media_begin])
+        self._add(heard, continuous=True)
+        self._add([s.media_end, self.kind, s.msg_end, s.assistant_start])
+        table = torch.zeros(count, 4, self.config.frame_features)
+        used = torch.from_numpy(frames[: 4 * count])
+        table.view(-1, self.config.frame_features)[: len(used)] = used
+        self.features.append(table)
+
+    def answer(self, text: Sequence[int], codes: np.ndarray) -> None:
+        audio = [self.specials.blank] * self.config.kimia_mimo_audiodelaytokens
+        audio += [int(code) + self.config.kimia_token_offset for code in codes]
+        audio += [self.specials.blank] * (len(text) - len(audio))
+        self._add(audio, text)
+        self._add([self.specials.msg_end])
+
+    def _add(self, audio: Sequence[int], text: Sequence[int] = (), continuous: bool = False) -> None:
+        self.audio += audio
+        self.text += [*text, *[self.specials.blank] * (len(audio) - len(text))]
+        self.continuous += [continuous] * len(audio)
 
 
 @dataclass

@@ -43,6 +43,10 @@ class Sampling:
         return Warp(self.temperature if self.text_temperature is None else self.text_temperature, self.text_top_k, self.text_top_p)
 
 
+KIMI_AUDIO = Sampling(temperature=0.8, audio_top_k=10, text_temperature=0.0)
+"""What Kimi-Audio's authors recommend for its answers. Reinforcement learning has to draw the text too."""
+
+
 def row_keys(seed: int, rows: Tensor) -> Tensor:
     """What tells the rows [B] int64 of all seeds apart: [B] int64."""
     state = rows.long() * _GOLDEN + seed * 6364136223846793005 % 2**62

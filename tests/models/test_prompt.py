@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from naive_lm import NaiveLM
 from tiny_lm import CODES, double, random_frames, tiny_model
 
-from paras2s_cli.models.prompt import answer_hidden, codes_of, spoken_answers, spoken_queries
+from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.models.prompt import Turn, answer_hidden, codes_of, positions_left, spoken_answers, spoken_queries
 from paras2s_cli.models.speech_lm import Streams
+from paras2s_cli.models.tokenizer import TextTokenizer
+from tests.checkpoints import write_kimi_audio
 
 MODEL = tiny_model()
 S, CONFIG = MODEL.specials, MODEL.config
@@ -31,6 +36,57 @@ def test_a_prompt(written: bool) -> None:
         np.testing.assert_array_equal(flat[: len(tables[i])], tables[i])
         assert not flat[len(tables[i]) :].any()
     assert (streams.text == B).all()
+
+
+def test_a_prompt_of_kimi_audio_id_by_id(tmp_path: Path) -> None:
+    """300 byte pairs, so user_start is 327, media_begin 318, media_end 320, speech_ct 332, speech_ctd 333, msg_end 302, assistant_start
+    328, blank 323; codes begin at 721."""
+    write_kimi_audio(tmp_path)
+    config, s = SpeechLMConfig.load(tmp_path / "config.json"), TextTokenizer.load(tmp_path).specials
+    short, long = random_table(12, 20), random_table(11, 20)
+    codes = [np.array([7, 0]), np.array([23, 3, 3])]
+    streams = spoken_queries([short, long], config, s, codes=codes)
+    assert streams.audio.tolist() == [
+        [323, 327, 318, 728, 721, 320, 333, 302, 328],
+        [327, 318, 744, 724, 724, 320, 333, 302, 328],
+    ]
+    assert (streams.text == 323).all()
+    assert streams.valid.int().tolist() == [[0, 1, 1, 1, 1, 1, 1, 1, 1], [1] * 9]
+    assert streams.continuous.int().tolist() == [[0, 0, 0, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0, 0, 0, 0]]
+    assert streams.features is not None and streams.features.shape == (2, 3, 4, 20)
+    # four frames a code; more are dropped, fewer are silent
+    np.testing.assert_array_equal(streams.features[0].reshape(12, 20).numpy(), np.concatenate([short[:8], np.zeros((4, 20))]))
+    np.testing.assert_array_equal(streams.features[1].reshape(12, 20).numpy(), np.concatenate([long, np.zeros((1, 20))]))
+    assert spoken_queries([long], config, s, codes=codes[1:], answer_in_text=True).audio[0, 6] == 332
+    assert positions_left(streams) == 1500 - 9
+
+
+def test_turns_before_a_prompt(tmp_path: Path) -> None:
+    write_kimi_audio(tmp_path)
+    config, s = SpeechLMConfig.load(tmp_path / "config.json"), TextTokenizer.load(tmp_path).specials
+    first, second, only = random_table(4, 20), random_table(8, 20), random_table(5, 20)
+    turn = Turn(first, np.array([7]), [65, 66, 67], np.array([1, 2]))
+    wordy = Turn(first, np.array([7]), list(range(65, 75)), np.array([1]))
+    ask, delay = [327, 318, 728, 320, 333, 302, 328], [323] * 6
+    one, two, three = (
+        spoken_queries([second, only], config, s, codes=[np.array([9, 10]), np.array([5])], history=[turns, []])
+        for turns in ([turn], [turn, turn], [wordy])
+    )
+    last = [327, 318, 730, 731, 320, 333, 302, 328]
+    assert one.audio[0].tolist() == [*ask, *delay, 722, 723, 302, *last]
+    assert one.text[0].tolist() == [*[323] * 7, 65, 66, 67, *[323] * 6, *[323] * 8]
+    assert one.continuous[0].nonzero()[:, 0].tolist() == [2, 18, 19]
+    assert one.features is not None and two.features is not None
+    np.testing.assert_array_equal(one.features[0].reshape(12, 20).numpy(), np.concatenate([first, second]))
+    assert one.audio[1].tolist() == [323] * 17 + [327, 318, 726, 320, 333, 302, 328] and int(one.valid[1].sum()) == 7
+    assert two.audio[0].tolist() == [*2 * [*ask, *delay, 722, 723, 302], *last] and two.features.shape == (2, 4, 4, 20)
+    # a text longer than its speech: the audio stream waits for it
+    assert three.audio[0].tolist() == [*ask, *delay, 722, 323, 323, 323, 302, *last]
+    assert three.text[0, 7:18].tolist() == [*range(65, 75), 323]
+
+
+def random_table(frames: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(frames).standard_normal((frames, columns)).astype(np.float32)
 
 
 def test_repeat_puts_a_row_beside_its_copies() -> None:
