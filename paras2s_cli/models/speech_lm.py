@@ -140,7 +140,8 @@ class SpeechLM(nn.Module):
         x = self.model.embed_tokens(streams.audio)
         if streams.features is not None:
             counts = streams.continuous.sum(1)
-            encoded = self.encoder(streams.features, counts) if self.encoder is not None else streams.features.flatten(2)
+            features = streams.features.to(x.dtype)
+            encoded = self.encoder(features, counts) if self.encoder is not None else features.flatten(2)
             adapted = self.model.vq_adaptor(encoded)  # [B, C, D]
             used = torch.arange(adapted.shape[1], device=x.device)[None, :] < counts[:, None]
             spread = torch.zeros_like(x, dtype=adapted.dtype).masked_scatter(streams.continuous[..., None], adapted[used])

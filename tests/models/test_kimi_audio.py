@@ -134,3 +134,14 @@ def test_the_recommended_sampling_draws_sound_from_the_ten_likeliest_and_text_gr
     kept = scaled.topk(10).values.logsumexp(-1)
     wanted = scaled.gather(-1, model.audio_column(given.audio)[..., None])[..., 0] - kept
     torch.testing.assert_close(rolled.audio_logprobs[free], wanted[free], atol=1e-4, rtol=0)
+
+
+def test_the_checkpoint_runs_in_the_dtype_it_has(loaded: tuple[SpeechLM, TextTokenizer]) -> None:
+    model, tokenizer = loaded
+    prompts = queries(model, tokenizer, [3, 2, 4])
+    rolled = rollout(model, prompts, group=8, sampling=Sampling(1.0), seed=1, row_ids=torch.arange(24), limit=12)
+    assert model.lm_head.weight.dtype == torch.bfloat16 and rolled.text_logprobs.dtype == torch.float32
+    with torch.no_grad():
+        text, _ = answer_hidden(model.float(), prompts, rolled.answers)
+        wanted = model.text_logits(text).log_softmax(-1).gather(-1, rolled.answers.text[..., None])[..., 0]
+    assert (rolled.text_logprobs - wanted)[rolled.answers.text_free].abs().mean() < 0.05

@@ -152,6 +152,11 @@ def test_a_tokenizer_of_another_checkpoint(folder: Path) -> None:
     assert "kimia_media_end is 321, but the tokenizer's <|im_media_end|> is 320" in refusal(folder)
 
 
+def test_no_library_of_models_is_needed() -> None:
+    program = "import sys, paras2s_cli.models.folder, paras2s_cli.rollout.engine; sys.exit('transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment(), check=True)
+
+
 MEASURE = """
 import re, sys
 from pathlib import Path
