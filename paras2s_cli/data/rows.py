@@ -17,7 +17,24 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Failure = Literal["unreadable-audio", "bad-row", "outside-world", "judge-failed"]
+Failure = Literal[
+    "unreadable-audio",
+    "bad-row",
+    "outside-world",
+    "judge-failed",
+    # of a score stage that is an endpoint:
+    "rate-limited",
+    "server-error",
+    "deadline",
+    "unreachable",
+    "rejected",
+    "truncated-json",
+    "html",
+    "empty",
+    "refusal",
+    "wrong-schema",
+    "no-reply",
+]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 

@@ -51,6 +51,8 @@ class Verdict:
     score: int | None
     reason: str
     failure: Failure | None = None
+    cost: float = 0.0
+    """In the currency of the recipe's prices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool) -> list[Verdict]:
-        """(query, answer) pairs -> verdicts."""
+    def score(
+        self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool, requirements: Sequence[str | None] | None = None
+    ) -> list[Verdict]:
+        """(query, answer) pairs -> verdicts. `requirements`: what a good answer does, by pair, where that is known."""
         ...

@@ -37,7 +37,8 @@ def judge_stream(
     """
     for window in decode_ahead(rows, done, batch, max_seconds):
         begun = time.monotonic()
-        judged = iter(hear_and_score(judge, cache, _whole(window.rows, window.sounds), closed=closed))
+        waves, requirements = _whole(window.rows, window.sounds)
+        judged = iter(hear_and_score(judge, cache, waves, closed=closed, requirements=requirements))
         found = [None if isinstance(row, BadRow) or _trouble(row, window.sounds) else next(judged) for row in window.rows]
         seconds = round((time.monotonic() - begun) / len(window.rows), 4)
         for row, heard in zip(window.rows, found, strict=True):
@@ -52,16 +53,24 @@ def judge_stream(
 
 
 def hear_and_score(
-    judge: Judge, cache: HeardCache, pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, closed: bool
+    judge: Judge,
+    cache: HeardCache,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    closed: bool,
+    requirements: Sequence[str | None] | None = None,
 ) -> list[tuple[Utterance, Utterance, Verdict]]:
     """All three stages on (query, answer) waves; what the cache knows is not listened to."""
     keys = [utterance_key(wave, role) for pair in pairs for wave, role in zip(pair, ("query", "answer"), strict=True)]
     known = cache.fetch(keys)
     # What the windows before have left would grow with the manifest; the cache has it.
     judge.remembered = dict(known)
-    judged = judge.judge([query for query, _ in pairs], [answer for _, answer in pairs], closed=closed)
+    queries, answers = judge.hear([query for query, _ in pairs], "query"), judge.hear([answer for _, answer in pairs], "answer")
+    # Before the scores: a scorer may give up, and what was heard is heard all the same.
     cache.store({key: heard for key, heard in judge.remembered.items() if key not in known})
-    return judged
+    sides = list(zip(queries, answers, strict=True))
+    verdicts = judge.scorer.score(sides, closed=closed, requirements=requirements)
+    return [(*side, verdict) for side, verdict in zip(sides, verdicts, strict=True)]
 
 
 def who(judge: Judge, closed: bool) -> dict[str, Any]:
@@ -79,6 +88,7 @@ def told(query: Utterance, answer: Utterance, verdict: Verdict) -> dict[str, Any
         "score": verdict.score,
         "failure": verdict.failure,
         "reason": verdict.reason,
+        "cost": verdict.cost,
     }
 
 
@@ -134,6 +144,8 @@ def _trouble(row: Pair, sounds: Mapping[Path, Sound]) -> str:
     return "; ".join(errors)
 
 
-def _whole(rows: Sequence[AnyPair], sounds: Mapping[Path, Sound]) -> list[tuple[np.ndarray, np.ndarray]]:
-    pairs = [(sounds[row.query], sounds[row.answer]) for row in rows if isinstance(row, Pair)]
-    return [(q, a) for q, a in pairs if isinstance(q, np.ndarray) and isinstance(a, np.ndarray)]
+def _whole(rows: Sequence[AnyPair], sounds: Mapping[Path, Sound]) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str | None]]:
+    """The pairs of waves that can be heard, and their requirements."""
+    pairs = [(sounds[row.query], sounds[row.answer], row.requirement) for row in rows if isinstance(row, Pair)]
+    heard = [(q, a, r) for q, a, r in pairs if isinstance(q, np.ndarray) and isinstance(a, np.ndarray)]
+    return [(q, a) for q, a, _ in heard], [r for _, _, r in heard]

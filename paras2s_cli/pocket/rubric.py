@@ -79,6 +79,8 @@ class RubricScorer:
 
     name = "pocket-rubric"
 
-    def score(self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool) -> list[Verdict]:
-        """See `Scorer`."""
+    def score(
+        self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool, requirements: Sequence[str | None] | None = None
+    ) -> list[Verdict]:
+        """See `Scorer`. The rules of world.yaml are the requirement."""
         return [score(q.heard, q.toned, a.heard, a.toned, closed=closed) for q, a in pairs]

@@ -1,8 +1,8 @@
 """Every recipe's fields, their defaults and what they mean."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from paras2s_cli.recipe.base import RecipeBase
 
@@ -35,6 +35,64 @@ class PolytoneRecipe(Recipe):
     kind: Literal["polytone"] = "polytone"
     transcriber: Train
     describer: Train
+
+
+class Endpoint(RecipeBase):
+    """The judge's third stage as a chat endpoint that speaks OpenAI's protocol (vLLM, SGLang, GPT)."""
+
+    backend: Literal["endpoint"] = "endpoint"
+    base_url: str
+    """What /chat/completions is put after."""
+    model: str = Field(min_length=1)
+    revision: str = ""
+    """Which weights the server holds, where the model's name does not say it: answers of one are not taken for another's."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; empty for a server that asks for none."""
+    temperature: float | None = Field(0.0, ge=0)
+    max_tokens: int = Field(400, ge=1)
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra: dict[str, Any] = Field({})
+    """Further keys of the request, as they are."""
+    concurrency: int = Field(64, ge=1)
+    """The most requests at a time."""
+    requests_a_minute: int = Field(0, ge=0)
+    tokens_a_minute: int = Field(0, ge=0)
+    """0 is no limit."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds of one request."""
+    deadline: float = Field(600.0, gt=0)
+    """Seconds of a pair: its requests and the pauses between them, and not the waiting for its turn."""
+    retries: int = Field(6, ge=0)
+    backoff: float = Field(1.0, gt=0)
+    """Seconds before the first retry; each further one waits twice as long."""
+    seed: int = Field(1, ge=0)
+    """Of the backoff's jitter."""
+    price_in: float | None = Field(None, ge=0)
+    price_out: float | None = Field(None, ge=0)
+    """Of a million tokens, in any currency."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")) or "@" in url:
+            raise ValueError("write http://HOST/v1 or https://HOST/v1; the key stands in the variable that key_env names")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _both_prices(self) -> "Endpoint":
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out go together")
+        if 0 < self.tokens_a_minute <= self.max_tokens:
+            raise ValueError("tokens_a_minute has no room for one reply of max_tokens")
+        return self
+
+
+class JudgeRecipe(RecipeBase):
+    """The judge: who hears (transcript and tone), and who scores; without `score`, the rubric of the ears' world does."""
+
+    kind: Literal["judge"] = "judge"
+    ears: PolytoneRecipe
+    score: Endpoint | None = None
 
 
 class Demonstrations(RecipeBase):

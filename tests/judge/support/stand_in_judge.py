@@ -48,7 +48,9 @@ class Ears:
 class Rubric:
     name = "rubric/1"
 
-    def score(self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool) -> list[Verdict]:
+    def score(
+        self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool, requirements: Sequence[str | None] | None = None
+    ) -> list[Verdict]:
         return [self._one(answer, closed) for _, answer in pairs]
 
     def _one(self, answer: Utterance, closed: bool) -> Verdict:

@@ -1,0 +1,1 @@
+"""The judge's third stage as a chat endpoint that speaks OpenAI's protocol."""
