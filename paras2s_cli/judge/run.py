@@ -12,6 +12,7 @@ from paras2s_cli.data.manifest import JsonlWriter, read_rows_leniently
 from paras2s_cli.data.rows import Judgement, Pair
 from paras2s_cli.errors import TooManyFailed, UsageError
 from paras2s_cli.judge.backends import Say, load_judge
+from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.scores import (
     Tally,
@@ -25,7 +26,7 @@ from paras2s_cli.judge.stages import RATE
 from paras2s_cli.judge.stream import hear_and_score, identity_of, judge_stream, told, who
 from paras2s_cli.judge.windows import AnyPair, sound_seconds
 from paras2s_cli.recipe.load import dump_recipe, load_recipe
-from paras2s_cli.recipe.schema import PolytoneRecipe
+from paras2s_cli.recipe.schema import JudgeRecipe
 
 Emit = Callable[[Judgement], None]
 Watch = Callable[[int, int], None]
@@ -36,22 +37,27 @@ Watch = Callable[[int, int], None]
 class Settings:
     """What the options say."""
 
-    recipe: str
+    judge: str
     closed: bool
     batch: int
     max_fail: float
     max_seconds: float
     allow_outside: bool
+    asking: Asking
 
-    def load_recipe(self) -> PolytoneRecipe:
-        return load_recipe(self.recipe, [], PolytoneRecipe)
+    def load_recipe(self) -> JudgeRecipe:
+        """Raises UsageError for a recipe that is at fault, and for options that it has no use for."""
+        recipe = load_recipe(self.judge, [], JudgeRecipe)
+        self.asking.check(recipe.score, self.judge)
+        return recipe
 
 
 def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judgement:
     """One pair. Raises UsageError for audio that cannot be read, before anything is made."""
     recipe = settings.load_recipe()
     waves = _read(query, settings), _read(answer, settings)
-    judge = load_judge(recipe, say)
+    settings.asking.tell_cost(recipe.score, 1, sum(map(len, waves)) / RATE, say)
+    judge = load_judge(recipe.ears, say, settings.asking.scorer(recipe.score, say))
     cache = HeardCache(judge.listener.name, say)
     heard = hear_and_score(judge, cache, [waves], closed=settings.closed)[0]
     names = {"query": str(query), "system": str(answer), "answer": str(answer)}
@@ -64,11 +70,14 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
     Rows that `out` has already are passed over. Raises UsageError, having written nothing, for a manifest or an
     `out` that cannot be used.
     """
-    recipe, (rows, folder) = settings.load_recipe(), _read_manifest(manifest, settings)
+    recipe, (rows, folder) = settings.load_recipe(), read_manifest(manifest, settings)
+    left = rows
     if out is not None:
         check_writable(out, manifest)
-        already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows])
-    judge = load_judge(recipe, say)
+        left = _left(rows, already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows]))
+    settings.asking.tell_cost(recipe.score, len(left), sum(map(sound_seconds, left)), say)
+    scorer = settings.asking.scorer(recipe.score, say)
+    judge = load_judge(recipe.ears, say, scorer)
     cache = HeardCache(judge.listener.name, say)
     if out is not None:
         check_same_judge(out, read_scores(out), who(judge, settings.closed))
@@ -96,6 +105,8 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
                 tally.add(row.score, row.failure)
                 watch(tally.total, len(rows))
     say(f"{cache.found} of {len(cache.asked)} utterances from the cache")
+    if scorer is not None:
+        say(f"{scorer.found} of {scorer.found + scorer.asked} verdicts from the cache")
     say(str(tally))
     return tally
 
@@ -112,28 +123,38 @@ def plan_pair(query: Path, answer: Path, settings: Settings) -> str:
     """The resolved recipe and what would be listened to."""
     recipe = settings.load_recipe()
     seconds = [audio_info(path).seconds or 0.0 for path in (query, answer)]
-    return f"{dump_recipe(recipe)}# 1 pair, {sum(seconds):.1f} s of sound"
+    return f"{dump_recipe(recipe)}# 1 pair, {sum(seconds):.1f} s of sound{_asked(settings, recipe, 1, sum(seconds))}"
 
 
 def plan_manifest(manifest: str, out: Path | None, settings: Settings) -> str:
     """The resolved recipe, how many pairs there are and are left, and how much sound that is."""
-    recipe, (rows, folder) = settings.load_recipe(), _read_manifest(manifest, settings)
+    recipe, (rows, folder) = settings.load_recipe(), read_manifest(manifest, settings)
     done = [False] * len(rows)
     if out is not None:
         check_writable(out, manifest)
         done = already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows])
-    left = [row for row, was in zip(rows, done, strict=True) if not was]
-    minutes = sum(map(sound_seconds, left)) / 60
+    left = _left(rows, done)
+    seconds = sum(map(sound_seconds, left))
     bad = sum(not isinstance(row, Pair) for row in left)
-    words = f"{len(rows)} pairs, {len(left)} to judge, {minutes:.1f} minutes of sound"
-    return f"{dump_recipe(recipe)}# {words}" + (f"; {bad} bad rows" if bad else "")
+    words = f"{len(rows)} pairs, {len(left)} to judge, {seconds / 60:.1f} minutes of sound" + (f"; {bad} bad rows" if bad else "")
+    return f"{dump_recipe(recipe)}# {words}{_asked(settings, recipe, len(left), seconds)}"
+
+
+def _asked(settings: Settings, recipe: JudgeRecipe, pairs: int, seconds: float) -> str:
+    plan = settings.asking.plan(recipe.score, pairs, seconds)
+    return f"\n# {plan}" if plan else ""
+
+
+def _left(rows: Sequence[AnyPair], done: Sequence[bool]) -> list[AnyPair]:
+    return [row for row, was in zip(rows, done, strict=True) if not was]
 
 
 def _read(path: Path, settings: Settings) -> np.ndarray:
     return read_audio(path, rate=RATE, max_seconds=settings.max_seconds)
 
 
-def _read_manifest(manifest: str, settings: Settings) -> tuple[list[AnyPair], Path]:
+def read_manifest(manifest: str, settings: Settings) -> tuple[list[AnyPair], Path]:
+    """The rows of a manifest (`-`: stdin), and the folder that their paths start from. Raises UsageError if there are none."""
     rows = list(read_rows_leniently(manifest, Pair, allow_outside=settings.allow_outside))
     if not rows:
         raise UsageError(f"{'stdin' if manifest == '-' else manifest} holds no pairs; write one JSON row a line")

@@ -36,7 +36,9 @@ def judge(
         Output | None,
         typer.Option("--output", help="How to print: table for a pair, jsonl for a manifest if not said."),
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="The judge: a recipe's name or path.")] = "pocket",
+    judge_recipe: Annotated[
+        str, typer.Option("--judge", metavar="NAME_OR_PATH", help="The judge's recipe: pocket, endpoint, or a YAML file.")
+    ] = "pocket",
     agree: Annotated[
         Path | None,
         typer.Option("--agree", help="Compare scores with this CSV of people's (query, system or id; score)."),
@@ -49,14 +51,27 @@ def judge(
     max_fail: Annotated[float, typer.Option("--max-fail", min=0, max=1, help="Exit 3 if more rows than this have no score.")] = 0.5,
     max_seconds: Annotated[float, typer.Option("--max-seconds", min=0.001, help="The longest audio that is heard, in seconds.")] = 600.0,
     allow_outside: Annotated[bool, typer.Option("--allow-outside", help="Paths may leave the manifest's folder.")] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Ask an endpoint again what it has answered before.")] = False,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", min=0, help="The most that an endpoint may cost, by the recipe's prices.")
+    ] = None,
+    emit: Annotated[
+        Path | None, typer.Option("--emit-batch", metavar="FILE", help="Write an endpoint's requests to a batch file; ask nothing.")
+    ] = None,
+    replies: Annotated[
+        list[Path] | None,
+        typer.Option("--read-batch", metavar="FILE", help="Take an endpoint's replies from a batch's output; may be given again."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Hear a query and an answer, and say how well they fit: content, style and both, 1 to 5, and why."""
     from paras2s_cli.errors import UsageError
+    from paras2s_cli.judge.endpoint.asking import Asking
     from paras2s_cli.judge.run import Settings
 
     names = files or []
-    settings = Settings(recipe, closed, batch, max_fail, max_seconds, allow_outside)
+    asking = Asking(not no_cache, max_cost, emit, tuple(replies or ()))
+    settings = Settings(judge_recipe, closed, batch, max_fail, max_seconds, allow_outside, asking)
     if agree is not None:
         if len(names) != 1 or out is not None or dry_run:
             raise UsageError("--agree compares one file of scores: paras2s judge scores.jsonl --agree humans.csv")
@@ -64,10 +79,14 @@ def judge(
     elif len(names) == 2 and not names[0].endswith(".jsonl"):
         if out is not None:
             raise UsageError("-o goes with a manifest of pairs; the judgement of two files is printed (> FILE)")
+        if emit is not None:
+            raise UsageError("--emit-batch goes with a manifest of pairs: paras2s judge pairs.jsonl --emit-batch FILE")
         _pair(Path(names[0]), Path(names[1]), output or Output.table, settings, dry_run)
     elif len(names) == 1 and not names[0].lower().endswith(AUDIO):
         if out is not None and output not in (None, Output.jsonl):
             raise UsageError(f"with -o the rows go to {out} as JSONL; leave out --output {output}")
+        if emit is not None and (out is not None or output is not None):
+            raise UsageError("--emit-batch writes requests and no judgements; leave out -o and --output")
         _manifest(names[0], out, output or Output.jsonl, settings, dry_run)
     else:
         given = f"{len(names) or 'no'} {'file was' if len(names) < 2 else 'files were'} given"
@@ -99,6 +118,12 @@ def _manifest(manifest: str, out: Path | None, output: Output, settings: Setting
 
     if dry_run:
         print(plan_manifest(manifest, out, settings))
+        return
+    if settings.asking.emit is not None:
+        from paras2s_cli.judge.endpoint.emit import emit_batch
+
+        with bar("hearing", rows_on_stdout=False) as watch:
+            emit_batch(manifest, settings.asking.emit, settings, say, watch)
         return
     rows: list[dict[str, Any]] = []
     streams = output is Output.jsonl

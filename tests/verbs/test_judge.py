@@ -254,7 +254,7 @@ def test_outside_on_request(stand_in: Path, capsys: pytest.CaptureFixture[str]) 
         (["pairs.jsonl", "-o", "/dev/full"], "cannot write /dev/full"),
         (["pairs.jsonl", "-o", "q0.wav/x.jsonl"], "a file stands where a folder is needed"),
         (["pairs.jsonl", "-o", "a0.wav"], "a0.wav:1: not a judgement"),
-        (["pairs.jsonl", "--recipe", "pockte"], "pockte"),
+        (["pairs.jsonl", "--judge", "pockte"], "pockte"),
         (["pairs.jsonl", "--agree", "no.csv", "-o", "x"], "--agree compares one file"),
         (["nothing.jsonl", "--agree", "no.csv"], "nothing.jsonl does not exist"),
     ],
