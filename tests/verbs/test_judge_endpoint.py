@@ -137,6 +137,14 @@ def test_a_batch_goes_out_and_comes_back(server: ChatServer, capsys: pytest.Capt
     assert "1 requests in asked.jsonl; 11 of 12 pairs need none" in capsys.readouterr().err
 
 
+def test_equal_pairs_are_one_request_of_a_batch(server: ChatServer) -> None:
+    rows = Path("pairs.jsonl").read_text().splitlines()
+    Path("pairs.jsonl").write_text("\n".join([*rows, rows[0].replace('"p0"', '"again"')]) + "\n")
+    assert main(["judge", "pairs.jsonl", "--judge", recipe(server), "--emit-batch", "asked.jsonl", "--batch", "3"]) == 0
+    assert len({json.loads(line)["custom_id"] for line in Path("asked.jsonl").read_text().splitlines()}) == COUNT
+    assert Path("asked.jsonl").read_text().count("\n") == COUNT
+
+
 def test_a_dry_run_tells_the_recipe_and_the_cost(server: ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "pairs.jsonl", "--judge", recipe(server, "price_in: 1.0", "price_out: 1.0"), "--dry-run"]) == 0
     out = capsys.readouterr().out

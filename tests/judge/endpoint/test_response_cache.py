@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_a_torn_last_line_is_cut_off_and_said(said: list[str]) -> None:
     assert set(cache.fetch(["a", "b", "torn"])) == {"a", "b"}
 
 
+def beside() -> dict[str, str]:
+    """The environment of a process that imports this file."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "judge" / "support")])
+    return {**os.environ, "PYTHONPATH": paths}
+
+
 def test_two_processes_share_it(root: Path, said: list[str]) -> None:
     program = (
         "import sys\n"
@@ -74,15 +81,39 @@ def test_two_processes_share_it(root: Path, said: list[str]) -> None:
         "    seen = max(seen, len(cache.fetch([f'{other}{j}' for j in range(150)])))\n"
         "while len(cache.fetch([f'{other}{j}' for j in range(150)])) < 150: pass\n"
     )
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests" / "judge" / "support")])
-    env = {**os.environ, "PYTHONPATH": paths}
-    runs = [subprocess.Popen([sys.executable, "-c", program, *names], env=env, stdout=subprocess.PIPE) for names in ("xy", "yx")]
+    runs = [subprocess.Popen([sys.executable, "-c", program, *names], env=beside(), stdout=subprocess.PIPE) for names in ("xy", "yx")]
     assert [run.communicate(timeout=60)[0] for run in runs] == [b"", b""] and [run.returncode for run in runs] == [0, 0]
     cache = ResponseCache(said.append)
     rows = [json.loads(line) for line in cache.path.read_text().splitlines()]
     assert sorted(row["key"] for row in rows) == sorted(f"{name}{i}" for name in "xy" for i in range(150))
     found = cache.fetch([row["key"] for row in rows])
     assert {key: value.opinion.score for key, value in found.items()} == {f"{n}{i}": i % 5 + 1 for n in "xy" for i in range(150)}
+
+
+def test_a_line_that_another_process_is_writing_is_waited_for(said: list[str]) -> None:
+    program = (
+        "from tests.judge.endpoint.test_response_cache import *\n"
+        "from paras2s_cli.data.cache import folder_lock\n"
+        "path = ResponseCache(print).path\n"
+        "line = json.dumps({'key': 'slow', 'text': answer(2).text})\n"
+        "with folder_lock(path), open(path, 'a') as file:\n"
+        "    print(line[:20], file=file, end='', flush=True)\n"
+        "    print('half', flush=True)\n"
+        "    input()\n"
+        "    print(line[20:], file=file)\n"
+    )
+    cache = ResponseCache(said.append)
+    cache.store("first", answer(1), ABOUT)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], env=beside(), text=True, **pipes) as other:  # type: ignore[call-overload]
+        assert other.stdout.readline() == "half\n"
+        thread = threading.Thread(target=cache.store, args=("second", answer(3), ABOUT))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive(), "it waits"
+        other.communicate("\n", timeout=30)
+        thread.join(30)
+    assert set(cache.fetch(["first", "slow", "second"])) == {"first", "slow", "second"} and said == []
 
 
 def test_the_index_is_made_anew_from_the_file(said: list[str]) -> None:
