@@ -7,7 +7,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what it imports; compiling all that is installed would take a third of the installation.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-compile
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -32,20 +33,20 @@ $(VENV)/made:
 # First, alone and pinned, so that nothing below pulls another (CUDA, several GB) build.
 $(VENV)/torch: $(VENV)/made constraints.txt
 ifdef TORCH_INDEX
-	$(PIP) install --index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)'
+	$(INSTALL) --index-url $(TORCH_INDEX) 'torch==$(TORCH_VERSION)'
 else
-	$(PIP) install 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || \
-	  $(PIP) install --index-url $(CPU_INDEX) 'torch==$(TORCH_VERSION)'
+	$(INSTALL) 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null || \
+	  $(INSTALL) --index-url $(CPU_INDEX) 'torch==$(TORCH_VERSION)'
 endif
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt -e '.[pocket]'
+	$(INSTALL) -c constraints.txt -e '.[pocket]'
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) install -c constraints.txt -e '.[pocket,dev]'
-	@touch $@
+$(VENV)/installed-dev: $(VENV)/torch pyproject.toml constraints.txt
+	$(INSTALL) -c constraints.txt -e '.[pocket,dev]'
+	@touch $@ $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,6 +1,7 @@
 """The real commands in processes of their own, on the real world and judge, at the smallest size."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -49,6 +50,7 @@ def test_a_second_run_makes_nothing_again(unbroken: Path) -> None:
 
 
 def test_a_killed_run_ends_with_the_same_losses(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken / "runs", tmp_path / "runs", ignore=lambda folder, _: ["grpo", "bench"] if folder.endswith("pocket") else [])
     process = subprocess.Popen(
         command("align", "pocket", *TINY, "--no-bench"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -77,12 +79,6 @@ def test_bench_measures_a_finished_run(unbroken: Path) -> None:
 def test_bench_without_a_run_says_so(tmp_path: Path) -> None:
     assert "paras2s align" in run(tmp_path, "bench", "sft", code=2).stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_sft_of_the_ears_prints_how_well_they_hear(tmp_path: Path, pocket_judge: object) -> None:
-    done = run(tmp_path, "sft", "pocket/polytone")
-    figures = dict(line.split("\t") for line in done.stdout.splitlines())
-    assert float(figures["style"]) > 0.85 and float(figures["word_error"]) < 0.05 and float(figures["answer_tone_coded"]) > 0.9
 
 
 def test_sft_of_the_model(tmp_path: Path) -> None:

@@ -37,10 +37,13 @@ def test_every_command_runs(tmp_path: Path, pocket_judge: object, pocket_world: 
     shutil.copy(query.path, tmp_path / "q1.wav")
     write_wav(tmp_path / "a1.wav", np.zeros(16000, dtype=np.float32))
     (tmp_path / "pairs.jsonl").write_text('{"id": "1", "query": "q1.wav", "answer": "a1.wav"}\n')
-    smaller = {"align": [*TINY, "--no-bench"], "bench": ["limit=4", "draws=100", "players=2"], "sft": []}
+    smaller = {"align": [*TINY, "grpo.train.steps=1", "grpo.refit_below=-1", "--no-bench"], "bench": ["limit=4", "draws=100", "players=2"]}
+    said = {}
     for line in COMMANDS:
         words = shlex.split(line, comments=True)[1:]
         if words[0] == "sft" and words[1:] == ["pocket"]:
             words += ["base.train.steps=3", "train.steps=2"]
         words += smaller.get(words[0], [])
-        run(tmp_path, *words)
+        said[line] = run(tmp_path, *words).stdout
+    figures = dict(told.split("\t") for told in said["paras2s sft pocket/polytone"].splitlines())
+    assert float(figures["style"]) > 0.85 and float(figures["word_error"]) < 0.05 and float(figures["answer_tone_coded"]) > 0.9

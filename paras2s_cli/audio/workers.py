@@ -18,6 +18,7 @@ def map_in_workers(function: Callable[[Any], Any], items: Sequence[Any], workers
 
     `function` and the items must pickle, and its module should import little. One worker, or few items, need no process.
     """
+    workers = threads_of(workers)
     if workers < 2 or len(items) < 2 * chunk:
         return [function(item) for item in items]
     if workers not in _pools:

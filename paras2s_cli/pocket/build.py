@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from safetensors.numpy import load_file, save_file
 
 from paras2s_cli.audio import features
 from paras2s_cli.audio.workers import end_with_parent, single_threaded
+from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.cache import cache_root, content_key, folder_lock, is_complete, publish_folder
 from paras2s_cli.data.worlds import Progress, Spoken
 from paras2s_cli.pocket import codec, espeak, plan, render
@@ -146,7 +146,7 @@ def _render_group(group: list[plan.Utterance], folder: Path) -> list[tuple[str, 
         style = plan.spoken_style(here, utterance.tone, utterance.child)
         variation = here.variation if utterance.varies else None
         wave = render.perform(recording, utterance.voice, style, variation, np.random.default_rng(utterance.seed))
-        soundfile.write(folder / f"{utterance.id}.wav", wave, render.RATE)
+        write_wav(folder / f"{utterance.id}.wav", wave, render.RATE)
         heard = wave / 32768
         block = codec.parameters(heard) if utterance.purpose == "answer" else None
         found.append((utterance.id, features.features(heard), block))
