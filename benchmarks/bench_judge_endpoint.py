@@ -16,7 +16,7 @@ from statistics import median
 import httpx2
 import pytest
 
-from paras2s_cli.judge.endpoint.client import Client
+from paras2s_cli.endpoint.client import Client
 from paras2s_cli.judge.endpoint.prompt import make_call
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
 from paras2s_cli.judge.endpoint.verdict import Answer, read_response
@@ -59,7 +59,7 @@ def one_at_a_time(endpoint: Endpoint) -> float:
 def by_the_client(endpoint: Endpoint) -> float:
     """Pairs a second of the scorer, without its cache; nothing is known of the server when it begins."""
     begun = time.perf_counter()
-    verdicts = EndpointScorer(endpoint, Client(endpoint), None).score(pairs(PAIRS), closed=False)
+    verdicts = EndpointScorer(endpoint, Client(endpoint, read_response), None).score(pairs(PAIRS), closed=False)
     assert all(verdict.score for verdict in verdicts)
     return PAIRS / (time.perf_counter() - begun)
 

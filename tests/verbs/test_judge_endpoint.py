@@ -163,7 +163,7 @@ def test_the_estimate_is_near_what_is_billed(server: ChatServer, capsys: pytest.
     ("words", "keys", "said"),
     [
         (["--max-cost", "0.000001"], ["price_in: 1.0", "price_out: 1.0"], "more than --max-cost 1e-06"),
-        (["--max-cost", "1"], [], "score.price_in"),
+        (["--max-cost", "1"], [], "write price_in"),
         (["--max-cost", "1"], ["price_in: 1.0"], "price_in and price_out go together"),
         ([], ["key_env: NO_SUCH_KEY"], "NO_SUCH_KEY is not set"),
         ([], ["base_url: ftp://there"], "judge.yaml:4: score.base_url: write http://HOST/v1"),

@@ -39,7 +39,7 @@ class Asking:
         """A line about what pairs with so many seconds of sound are likely to take; empty where nothing is asked."""
         if endpoint is None or self.replies:
             return ""
-        from paras2s_cli.judge.endpoint.cost import estimate
+        from paras2s_cli.judge.endpoint.estimate import estimate
 
         return f"{endpoint.model}: {estimate(endpoint, pairs, seconds)}"
 
@@ -47,10 +47,11 @@ class Asking:
         """Says the plan. Raises UsageError if it is over the limit."""
         if endpoint is None or self.replies:
             return
-        from paras2s_cli.judge.endpoint.cost import check_cost, estimate
+        from paras2s_cli.endpoint.cost import check_cost
+        from paras2s_cli.judge.endpoint.estimate import estimate
 
         say(self.plan(endpoint, pairs, seconds))
-        check_cost(estimate(endpoint, pairs, seconds), self.max_cost)
+        check_cost([estimate(endpoint, pairs, seconds)], self.max_cost)
 
     def scorer(self, endpoint: Endpoint | None, say: Say, sender: Sender | None = None) -> EndpointScorer | None:
         """Asks `sender`, else the replies, else the endpoint itself; None where there is no endpoint.
@@ -59,11 +60,13 @@ class Asking:
         """
         if endpoint is None:
             return None
+        from paras2s_cli.endpoint.client import Client
+        from paras2s_cli.endpoint.cost import Purse
         from paras2s_cli.judge.endpoint.batch import BatchReplies
-        from paras2s_cli.judge.endpoint.client import Client
         from paras2s_cli.judge.endpoint.response_cache import ResponseCache
         from paras2s_cli.judge.endpoint.scorer import EndpointScorer
+        from paras2s_cli.judge.endpoint.verdict import read_response
 
         if sender is None:
-            sender = BatchReplies(endpoint, self.replies) if self.replies else Client(endpoint, self.max_cost)
+            sender = BatchReplies(endpoint, self.replies) if self.replies else Client(endpoint, read_response, purse=Purse(self.max_cost))
         return EndpointScorer(endpoint, sender, ResponseCache(say) if self.cache else None)

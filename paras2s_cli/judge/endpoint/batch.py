@@ -9,11 +9,11 @@ from typing import Any
 
 from paras2s_cli.data.atomic import remove, temp_beside, writing
 from paras2s_cli.data.manifest import append_row
+from paras2s_cli.endpoint.client import Call, Keep, Outcome
+from paras2s_cli.endpoint.cost import price
+from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import UsageError
-from paras2s_cli.judge.endpoint.client import Keep, Outcome
-from paras2s_cli.judge.endpoint.cost import price
-from paras2s_cli.judge.endpoint.prompt import Call
-from paras2s_cli.judge.endpoint.verdict import Answer, Fault, read_completion, read_response
+from paras2s_cli.judge.endpoint.verdict import Answer, read_completion, read_response
 from paras2s_cli.recipe.schema import Endpoint
 
 
@@ -44,7 +44,7 @@ class BatchFile:
                 os.replace(self._temp, self.path)
         remove(self._temp)
 
-    def send(self, calls: Sequence[Call], keep: Keep) -> list[Outcome]:
+    def send(self, calls: Sequence[Call], keep: Keep[Answer]) -> list[Outcome[Answer]]:
         """Writes them. No call has a verdict yet."""
         with writing(self.path):
             for call in calls:
@@ -68,7 +68,7 @@ class BatchReplies:
                 if not isinstance(self._results.get(name), Answer):
                     self._results[name] = result
 
-    def send(self, calls: Sequence[Call], keep: Keep) -> list[Outcome]:
+    def send(self, calls: Sequence[Call], keep: Keep[Answer]) -> list[Outcome[Answer]]:
         """One outcome a call, in their order."""
         absent = Fault("no-reply", f"no reply to this pair in {self._names}")
         outcomes = []

@@ -1,31 +1,19 @@
 """What the endpoint is asked: the rubric, and what was heard as data between lines that bear a code of this call alone."""
 
 import json
-import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from paras2s_cli.data.cache import content_key
+from paras2s_cli.endpoint.client import Call, count_tokens
 from paras2s_cli.judge.endpoint.verdict import SCHEMA
 from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.recipe.schema import Endpoint
 
 FRAME = ("The code of this call is {}.", "BEGIN {}", "END {}", "Grade the answer.")
 """The lines about the data, which stands between the second and the third."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request. `key` names all that its answer depends on; the nonce, which differs in every call, is no part of it."""
-
-    key: str
-    body: dict[str, Any]
-    tokens: int
-    """Of the prompt, by `count_tokens`."""
 
 
 @cache
@@ -41,7 +29,7 @@ def rubric_hash() -> str:
 
 
 def make_call(endpoint: Endpoint, query: Utterance, answer: Utterance, requirement: str | None) -> Call:
-    """The request that grades one pair."""
+    """The request that grades one pair. The nonce, which differs in every call, is no part of its key."""
     heard = {"query": _side(query), "answer": _side(answer)} | ({"requirement": requirement} if requirement else {})
     settings: dict[str, Any] = {
         endpoint.max_tokens_key: endpoint.max_tokens,
@@ -64,11 +52,6 @@ def frame(data: str) -> str:
         nonce = secrets.token_hex(8)
     lines = [line.format(nonce) for line in FRAME]
     return "\n".join([*lines[:2], data, *lines[2:]])
-
-
-def count_tokens(texts: Sequence[str]) -> int:
-    """What messages are likely to count, on the safe side: a token for three bytes of UTF-8, and a few for each message."""
-    return sum(math.ceil(len(text.encode("utf-8", "replace")) / 3) + 8 for text in texts)
 
 
 def _side(side: Utterance) -> dict[str, str]:

@@ -10,8 +10,9 @@ from typing import IO
 
 from paras2s_cli.data.cache import cache_root, folder_lock
 from paras2s_cli.data.manifest import append_row, drop_torn_line
+from paras2s_cli.endpoint.reply import Usage
 from paras2s_cli.errors import UsageError
-from paras2s_cli.judge.endpoint.verdict import Answer, Usage, read_message
+from paras2s_cli.judge.endpoint.verdict import Answer, read_message
 
 _AT_ONCE = 500  # keys in one query; SQLite allows 999 in old versions
 _CHECKED = 1024

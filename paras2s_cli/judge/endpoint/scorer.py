@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from paras2s_cli.judge.endpoint.client import Keep, Outcome
-from paras2s_cli.judge.endpoint.prompt import Call, make_call, rubric_hash
+from paras2s_cli.endpoint.client import Call, Keep, Outcome
+from paras2s_cli.judge.endpoint.prompt import make_call, rubric_hash
 from paras2s_cli.judge.endpoint.response_cache import ResponseCache
 from paras2s_cli.judge.endpoint.verdict import Answer
 from paras2s_cli.judge.stages import Utterance, Verdict
@@ -14,7 +14,7 @@ from paras2s_cli.recipe.schema import Endpoint
 class Sender(Protocol):
     """Whoever gets calls answered: a Client, or the files of a batch."""
 
-    def send(self, calls: Sequence[Call], keep: Keep) -> list[Outcome]:
+    def send(self, calls: Sequence[Call], keep: Keep[Answer]) -> list[Outcome[Answer]]:
         """One outcome a call, in their order; every verdict is told to `keep`."""
         ...
 
@@ -51,7 +51,7 @@ class EndpointScorer:
             verdicts.append(verdict)
         return verdicts
 
-    def _outcomes(self, calls: dict[str, Call]) -> dict[str, Outcome]:
+    def _outcomes(self, calls: dict[str, Call]) -> dict[str, Outcome[Answer]]:
         known = self._cache.fetch(calls) if self._cache else {}
         missing = [call for key, call in calls.items() if key not in known]
         self.asked += len(missing)
@@ -64,7 +64,7 @@ class EndpointScorer:
             self._cache.store(call.key, answer, self._about)
 
 
-def _verdict(outcome: Outcome) -> Verdict:
+def _verdict(outcome: Outcome[Answer]) -> Verdict:
     result = outcome.result
     if isinstance(result, Answer):
         opinion = result.opinion

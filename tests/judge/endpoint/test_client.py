@@ -8,9 +8,11 @@ from collections import Counter
 import pytest
 from chat_server import TOKENS_OUT, ChatServer, score_of
 
+from paras2s_cli.endpoint.client import Client
+from paras2s_cli.endpoint.cost import Purse
 from paras2s_cli.errors import Paras2sError, UsageError
-from paras2s_cli.judge.endpoint.client import Client
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
+from paras2s_cli.judge.endpoint.verdict import read_response
 from paras2s_cli.judge.stages import Heard, Toned, Utterance, Verdict
 from paras2s_cli.recipe.schema import Endpoint
 
@@ -28,7 +30,7 @@ def utterance(words: str, tone: str = "happy") -> Utterance:
 
 def ask(server: ChatServer, names: list[str], minute: float = 60.0, max_cost: float | None = None, **settings: object) -> list[Verdict]:
     endpoint = Endpoint.model_validate({"base_url": server.url, "model": "m"} | QUICK | settings)
-    scorer = EndpointScorer(endpoint, Client(endpoint, max_cost, minute), None)
+    scorer = EndpointScorer(endpoint, Client(endpoint, read_response, purse=Purse(max_cost), minute=minute), None)
     return scorer.score([(utterance(name), utterance("an answer", "sad")) for name in names], closed=False)
 
 

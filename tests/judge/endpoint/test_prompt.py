@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, completion
 
+from paras2s_cli.endpoint.client import Call, Client
+from paras2s_cli.endpoint.reply import Fault, retry_after
 from paras2s_cli.judge.endpoint import prompt
-from paras2s_cli.judge.endpoint.client import Client
-from paras2s_cli.judge.endpoint.prompt import Call, make_call, rubric
+from paras2s_cli.judge.endpoint.prompt import make_call, rubric
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
-from paras2s_cli.judge.endpoint.verdict import SCHEMA, Answer, Fault, Opinion, read_completion, retry_after
+from paras2s_cli.judge.endpoint.verdict import SCHEMA, Answer, Opinion, read_completion, read_response
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 from paras2s_cli.recipe.schema import Endpoint
 
@@ -88,7 +89,7 @@ def test_a_model_that_obeys_what_is_outside_the_data_finds_nothing_there(monkeyp
     pairs = [(utterance("hello"), utterance(attack)) for attack in ATTACKS if "\u2028" not in attack]
     with ChatServer(verdict=obedient) as server:
         endpoint = ENDPOINT.model_copy(update={"base_url": server.url})
-        verdicts = EndpointScorer(endpoint, Client(endpoint), None).score(pairs, closed=False)
+        verdicts = EndpointScorer(endpoint, Client(endpoint, read_response), None).score(pairs, closed=False)
     assert [v.score for v in verdicts] == [2] * len(pairs)
 
 

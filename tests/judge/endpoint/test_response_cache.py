@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from chat_server import ChatServer
 
-from paras2s_cli.judge.endpoint.client import Client
+from paras2s_cli.endpoint.client import Client
+from paras2s_cli.endpoint.reply import Usage
 from paras2s_cli.judge.endpoint.response_cache import ResponseCache
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
-from paras2s_cli.judge.endpoint.verdict import Answer, Opinion, Usage
+from paras2s_cli.judge.endpoint.verdict import Answer, Opinion, read_response
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 from paras2s_cli.recipe.schema import Endpoint
 
@@ -155,7 +156,7 @@ def test_failures_and_empty_answers_never_enter(said: list[str]) -> None:
     with ChatServer(lambda words: [words] * 9) as server:
         endpoint = Endpoint(base_url=server.url, model="m", key_env="", retries=1, backoff=0.001, price_in=1.0, price_out=1.0)
         cache = ResponseCache(said.append)
-        scorers = [EndpointScorer(endpoint, Client(endpoint), kept) for kept in (cache, cache, None)]
+        scorers = [EndpointScorer(endpoint, Client(endpoint, read_response), kept) for kept in (cache, cache, None)]
         verdicts = [scorer.score(pairs, closed=False) for scorer in scorers]
         asked = server.given("ok")
     assert len(cache.path.read_text().splitlines()) == 1

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from paras2s_cli.judge.endpoint.limits import START, Budget, Concurrency
+from paras2s_cli.endpoint.limits import START, Budget, Concurrency
 
 
 @pytest.mark.parametrize(("requests", "tokens"), [(5, 0), (0, 100), (7, 90)])
