@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.judge_lm import JUDGE_LM, write_judge_lm
+
 KIMI_AUDIO = "Kimi-Audio-7B-Instruct"
 SPECIALS = {
     "[BOS]": 0,
@@ -197,3 +199,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tests.checkpoints OUT")
     print(write_kimi_audio(Path(sys.argv[1]) / KIMI_AUDIO))
+    print(write_judge_lm(Path(sys.argv[1]) / JUDGE_LM))

@@ -117,9 +117,6 @@ def attention_forward(
             raise ValueError(f"cu_seq_lens_q: packed sequences are one row, got a batch of {batch}")
         if cu_seq_lens_k is not None and cu_seq_lens_k.shape != cu_seq_lens_q.shape:
             raise ValueError("cu_seq_lens_k: keys must be packed as the queries are")
-        window = options.get("sliding_window")
-        if window is not None and length > window:
-            raise ValueError(f"sliding_window: {NAME} has none for packed sequences; load the model with attn_implementation='sdpa'")
         cu_seqlens = cu_seq_lens_q.to(device=query.device, dtype=torch.int32)
     elif causal and attention_mask is None and key.shape[2] == length:
         cu_seqlens = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=query.device) if length else None
@@ -135,8 +132,12 @@ def attention_forward(
     prefix_k = prefix_v = None
     if shared_prefix is not None:
         prefix_k, prefix_v = _prefix_of(shared_prefix, module)
+    longest = length if batch > 1 or max_length_q is None else max_length_q
+    window = options.get("sliding_window")
+    if window is not None and longest + (0 if prefix_k is None else len(prefix_k)) > window:
+        raise ValueError(f"sliding_window: {NAME} has none; a prefix and the longest sequence behind it may have {window} tokens in all")
     q, k, v = (_packed(x, batch * length, dim) for x in (query, key, value))
-    out = varlen_attention(q, k, v, cu_seqlens, scaling, prefix_k, prefix_v, max_length_q if batch == 1 else length)
+    out = varlen_attention(q, k, v, cu_seqlens, scaling, prefix_k, prefix_v, longest)
     return out.view(batch, length, heads, dim), None
 
 

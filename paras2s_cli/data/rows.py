@@ -22,7 +22,7 @@ Failure = Literal[
     "bad-row",
     "outside-world",
     "judge-failed",
-    # of a score stage that is an endpoint:
+    # of a score stage that is a language model:
     "rate-limited",
     "server-error",
     "deadline",

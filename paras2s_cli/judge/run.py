@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +27,11 @@ from paras2s_cli.judge.stages import RATE
 from paras2s_cli.judge.stream import hear_and_score, identity_of, judge_stream, told, who
 from paras2s_cli.judge.windows import AnyPair, sound_seconds
 from paras2s_cli.recipe.load import dump_recipe, load_recipe
-from paras2s_cli.recipe.schema import JudgeRecipe
+from paras2s_cli.recipe.schema import JudgeRecipe, LocalLM
+
+if TYPE_CHECKING:
+    from paras2s_cli.judge.endpoint.scorer import EndpointScorer
+    from paras2s_cli.judge.local.scorer import LocalScorer
 
 Emit = Callable[[Judgement], None]
 Watch = Callable[[int, int], None]
@@ -48,16 +53,24 @@ class Settings:
     def load_recipe(self) -> JudgeRecipe:
         """Raises UsageError for a recipe that is at fault, and for options that it has no use for."""
         recipe = load_recipe(self.judge, [], JudgeRecipe)
-        self.asking.check(recipe.score, self.judge)
+        self.asking.check(recipe.endpoint, self.judge)
         return recipe
+
+    def load_scorer(self, recipe: JudgeRecipe, say: Say) -> "EndpointScorer | LocalScorer | None":
+        """The recipe's score stage; None where it is that of the ears' world. Raises UsageError for one that cannot be used."""
+        if isinstance(recipe.score, LocalLM):
+            from paras2s_cli.judge.local.scorer import load_scorer
+
+            return load_scorer(recipe.score, say)
+        return self.asking.scorer(recipe.endpoint, say)
 
 
 def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judgement:
     """One pair. Raises UsageError for audio that cannot be read, before anything is made."""
     recipe = settings.load_recipe()
     waves = _read(query, settings), _read(answer, settings)
-    settings.asking.tell_cost(recipe.score, 1, sum(map(len, waves)) / RATE, say)
-    judge = load_judge(recipe.ears, say, settings.asking.scorer(recipe.score, say))
+    settings.asking.tell_cost(recipe.endpoint, 1, sum(map(len, waves)) / RATE, say)
+    judge = load_judge(recipe.ears, say, settings.load_scorer(recipe, say))
     cache = HeardCache(judge.listener.name, say)
     heard = hear_and_score(judge, cache, [waves], closed=settings.closed)[0]
     names = {"query": str(query), "system": str(answer), "answer": str(answer)}
@@ -75,8 +88,8 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
     if out is not None:
         check_writable(out, manifest)
         left = _left(rows, already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows]))
-    settings.asking.tell_cost(recipe.score, len(left), sum(map(sound_seconds, left)), say)
-    scorer = settings.asking.scorer(recipe.score, say)
+    settings.asking.tell_cost(recipe.endpoint, len(left), sum(map(sound_seconds, left)), say)
+    scorer = settings.load_scorer(recipe, say)
     judge = load_judge(recipe.ears, say, scorer)
     cache = HeardCache(judge.listener.name, say)
     if out is not None:
@@ -106,7 +119,7 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
                 watch(tally.total, len(rows))
     say(f"{cache.found} of {len(cache.asked)} utterances from the cache")
     if scorer is not None:
-        say(f"{scorer.found} of {scorer.found + scorer.asked} verdicts from the cache")
+        say(scorer.report)
     say(str(tally))
     return tally
 
@@ -141,7 +154,7 @@ def plan_manifest(manifest: str, out: Path | None, settings: Settings) -> str:
 
 
 def _asked(settings: Settings, recipe: JudgeRecipe, pairs: int, seconds: float) -> str:
-    plan = settings.asking.plan(recipe.score, pairs, seconds)
+    plan = settings.asking.plan(recipe.endpoint, pairs, seconds)
     return f"\n# {plan}" if plan else ""
 
 

@@ -74,7 +74,7 @@ def _probabilities(tones: Mapping[str, float]) -> str:
 
 
 def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _print(what: Table | Text) -> None:

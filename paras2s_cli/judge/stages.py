@@ -1,8 +1,8 @@
 """What the judge's three stages say to one another, and what a backend of each has to offer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,15 +44,20 @@ class Toned:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The third stage: grades of content, style and both together, 1..5; all None when the pair cannot be graded, with the failure."""
+    """The third stage: grades of content, style and both together, 1..5; all None when the pair cannot be graded, with the failure.
+
+    A scorer that grades both together only has no `content` and no `style`.
+    """
 
     content: int | None
     style: int | None
-    score: int | None
+    score: float | None
     reason: str
     failure: Failure | None = None
     cost: float = 0.0
     """In the currency of the recipe's prices."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the judgement's row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ def told(query: Utterance, answer: Utterance, verdict: Verdict) -> dict[str, Any
         "failure": verdict.failure,
         "reason": verdict.reason,
         "cost": verdict.cost,
+        **verdict.more,
     }
 
 

@@ -114,7 +114,7 @@ class PocketWorld:
     def _sentence(self, query: Spoken) -> Sentence:
         return index().sentences[spell(query.row["text"])]
 
-    def _fit(self, style: str, topic: str, answer: Spoken) -> tuple[int, int, int]:
+    def _fit(self, style: str, topic: str, answer: Spoken) -> tuple[float, int, int]:
         verdict = fit(self.rules, style, topic, index().answers[spell(answer.row["text"])], answer.row["tone"])
         assert verdict.score is not None and verdict.content is not None and verdict.style is not None
         return verdict.score, verdict.content, verdict.style

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from paras2s_cli.judge.ears import spell
+from paras2s_cli.judge.silence import verdict_on_silence
 from paras2s_cli.judge.stages import Heard, Toned, Utterance, Verdict
 from paras2s_cli.pocket.world import AnswerText, Sentence, World, load_world
 
@@ -50,10 +51,8 @@ def score(query: Heard, query_tone: Toned, answer: Heard, answer_tone: Toned, *,
             that the rubric does not know (no score).
     """
     world = load_world()
-    if not answer.speech:
-        return Verdict(1, 1, 1, f"The answer holds no speech ({answer.nothing}).")
-    if not query.speech:
-        return Verdict(None, None, None, f"The query holds no speech ({query.nothing}), so nothing can fit it.", "outside-world")
+    if silent := verdict_on_silence(query, answer):
+        return silent
     asked = index().sentences.get(spell(query.text)) if query.known else None
     if asked is None:
         return Verdict(None, None, None, "The rubric does not know what the query says.", "outside-world")

@@ -1,8 +1,9 @@
 """Every recipe's fields, their defaults and what they mean."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paras2s_cli.recipe.base import RecipeBase
 
@@ -87,12 +88,54 @@ class Endpoint(RecipeBase):
         return self
 
 
+class LocalLM(RecipeBase):
+    """The judge's third stage as a causal language model on this machine, through transformers."""
+
+    backend: Literal["local"]
+    model: str = Field(min_length=1)
+    """A folder, from where the command runs, or a name on the hub; its weights are safetensors, and none of its code is run."""
+    revision: str = ""
+    """Of the hub: a commit, a branch or a tag. Of a folder: a word that tells its weights from others, which rows of scores name."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto is float32 on the CPU and the checkpoint's own on a GPU."""
+    device: str = "auto"
+    tokens: int = Field(16384, ge=1)
+    """Of the pairs of one forward, beside the rubric's."""
+    floor: float = Field(0.5, ge=0, le=1)
+    """A pair whose five labels have less of the probability than this gets no score."""
+    template: dict[str, Any] = Field({})
+    """Further arguments of the chat template, as they are."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f"must be auto, cpu, cuda or a certain cuda:1, not {device}")
+        return device
+
+
+def _backend(score: Any) -> str:
+    backend = score.get("backend", "endpoint") if isinstance(score, dict) else getattr(score, "backend", "endpoint")
+    return backend if isinstance(backend, str) else ""
+
+
+Score = Annotated[
+    Annotated[Endpoint, Tag("endpoint")] | Annotated[LocalLM, Tag("local")],
+    Discriminator(_backend, "unknown_backend", "backend must be endpoint or local"),
+]
+
+
 class JudgeRecipe(RecipeBase):
     """The judge: who hears (transcript and tone), and who scores; without `score`, the rubric of the ears' world does."""
 
     kind: Literal["judge"] = "judge"
     ears: PolytoneRecipe
-    score: Endpoint | None = None
+    score: Score | None = None
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The score stage, where it is an endpoint."""
+        return self.score if isinstance(self.score, Endpoint) else None
 
 
 class Demonstrations(RecipeBase):

@@ -16,9 +16,9 @@ def emit_batch(manifest: str, file: Path, settings: Settings, say: Say, watch: W
     Raises UsageError, having written nothing, for a manifest, a recipe or a `file` that cannot be used.
     """
     recipe, (rows, folder) = settings.load_recipe(), read_manifest(manifest, settings)
-    settings.asking.tell_cost(recipe.score, len(rows), sum(map(sound_seconds, rows)), say)
+    settings.asking.tell_cost(recipe.endpoint, len(rows), sum(map(sound_seconds, rows)), say)
     with BatchFile(file) as batch:
-        judge = load_judge(recipe.ears, say, settings.asking.scorer(recipe.score, say, batch))
+        judge = load_judge(recipe.ears, say, settings.asking.scorer(recipe.endpoint, say, batch))
         stream = judge_stream(
             judge,
             HeardCache(judge.listener.name, say),

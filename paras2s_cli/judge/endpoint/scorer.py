@@ -7,6 +7,7 @@ from paras2s_cli.endpoint.client import Call, Keep, Outcome
 from paras2s_cli.judge.endpoint.prompt import make_call, rubric_hash
 from paras2s_cli.judge.endpoint.response_cache import ResponseCache
 from paras2s_cli.judge.endpoint.verdict import Answer
+from paras2s_cli.judge.silence import verdict_on_silence
 from paras2s_cli.judge.stages import Utterance, Verdict
 from paras2s_cli.recipe.schema import Endpoint
 
@@ -30,12 +31,17 @@ class EndpointScorer:
         self.asked = self.found = 0
         """Distinct calls that were asked, and those that the cache knew."""
 
+    @property
+    def report(self) -> str:
+        """How much was asked."""
+        return f"{self.found} of {self.found + self.asked} verdicts from the cache"
+
     def score(
         self, pairs: Sequence[tuple[Utterance, Utterance]], *, closed: bool, requirements: Sequence[str | None] | None = None
     ) -> list[Verdict]:
         """See `Scorer`. An endpoint knows no closed world."""
         wanted = requirements or [None] * len(pairs)
-        given = [_without_words(query, answer) for query, answer in pairs]
+        given = [verdict_on_silence(query.heard, answer.heard) for query, answer in pairs]
         calls = [
             None if verdict else make_call(self._endpoint, query, answer, requirement)
             for verdict, (query, answer), requirement in zip(given, pairs, wanted, strict=True)
@@ -70,12 +76,3 @@ def _verdict(outcome: Outcome[Answer]) -> Verdict:
         opinion = result.opinion
         return Verdict(opinion.content, opinion.style, opinion.score, opinion.reason, cost=outcome.cost)
     return Verdict(None, None, None, result.reason, result.failure, outcome.cost)
-
-
-def _without_words(query: Utterance, answer: Utterance) -> Verdict | None:
-    """The verdict on a pair of which one side is silent; None where both speak."""
-    if not answer.heard.speech:
-        return Verdict(1, 1, 1, f"The answer holds no speech ({answer.heard.nothing}).")
-    if not query.heard.speech:
-        return Verdict(None, None, None, f"The query holds no speech ({query.heard.nothing}), so nothing can fit it.", "outside-world")
-    return None

@@ -15,9 +15,10 @@ from chat_server import ChatServer, completion
 from paras2s_cli.endpoint.client import Call, Client
 from paras2s_cli.endpoint.reply import Fault, retry_after
 from paras2s_cli.judge.endpoint import prompt
-from paras2s_cli.judge.endpoint.prompt import make_call, rubric
+from paras2s_cli.judge.endpoint.prompt import make_call
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
 from paras2s_cli.judge.endpoint.verdict import SCHEMA, Answer, Opinion, read_completion, read_response
+from paras2s_cli.judge.prompt import rubric
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 from paras2s_cli.recipe.schema import Endpoint
 
@@ -62,7 +63,7 @@ def test_nothing_that_is_said_leaves_its_frame(attack: str) -> None:
     assert nonce not in data
     same = {"words": words, "tone": words}
     assert json.loads(data) == {"query": {"words": words, "tone": "happy"}, "answer": same, "requirement": words}
-    assert made.body["messages"][0] == {"role": "system", "content": rubric()}
+    assert made.body["messages"][0] == {"role": "system", "content": rubric(prompt.REPLY)}
     json.dumps(made.body).encode("utf-8")
 
 
