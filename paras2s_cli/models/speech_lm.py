@@ -186,13 +186,23 @@ class SpeechLM(nn.Module):
             audio = layer(audio, cos, sin, mask, cache)
         return self.model.norm(text), self.model.mimo_norm(audio)
 
+    @property
+    def text_head(self) -> Tensor:
+        """Rows of the legal text ids: [kimia_token_offset, D]."""
+        return self.lm_head.weight[: self.config.kimia_token_offset]
+
+    @property
+    def audio_head(self) -> Tensor:
+        """Rows of the legal audio ids, gathered: [codes + 2, D] as in `audio_ids`."""
+        return self.mimo_output.weight[self.audio_ids]
+
     def text_logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., kimia_token_offset]."""
-        return F.linear(hidden, self.lm_head.weight[: self.config.kimia_token_offset])
+        return F.linear(hidden, self.text_head)
 
     def audio_logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., codes + 2], columns as in `audio_ids`."""
-        return F.linear(hidden, self.mimo_output.weight[self.audio_ids])
+        return F.linear(hidden, self.audio_head)
 
     def audio_column(self, ids: Tensor) -> Tensor:
         """Columns of audio ids: codes come first, then media_end, then msg_end. Other ids give column 0."""

@@ -14,9 +14,10 @@ from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of, spoken_q
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.recipe.schema import Grpo
 from paras2s_cli.rollout.engine import Rollouts, rollout
-from paras2s_cli.rollout.sampling import Sampling, Warp, restrict
+from paras2s_cli.rollout.sampling import Sampling, Warp
 from paras2s_cli.train.loop import Stage, precision
-from paras2s_kernels import grpo_loss, token_logprob
+from paras2s_cli.train.scoring import score
+from paras2s_kernels import grpo_loss
 
 RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], Tensor, int], Tensor]
 """(queries, codes of all answers, text ids of all answers [Q * group, L], group) -> rewards [Q * group], NaN where there is none."""
@@ -61,23 +62,13 @@ def stream_logprobs(model: SpeechLM, prompts: Streams, answers: Answers, samplin
     than answers, as in `answer_hidden`."""
     text, audio = answer_hidden(model, prompts, answers)
     return (
-        _scatter(
-            model.text_logits(text[answers.text_free]),
-            answers.text[answers.text_free],
-            answers.text_free,
-            sampling.text,
-        ),
-        _scatter(
-            model.audio_logits(audio[answers.audio_free]),
-            model.audio_column(answers.audio[answers.audio_free]),
-            answers.audio_free,
-            sampling.audio,
-        ),
+        _scatter(text, model.text_head, answers.text, answers.text_free, sampling.text),
+        _scatter(audio, model.audio_head, model.audio_column(answers.audio), answers.audio_free, sampling.audio),
     )
 
 
-def _scatter(logits: Tensor, columns: Tensor, free: Tensor, warp: Warp) -> StreamLogprobs:
-    logprobs, entropy = token_logprob(restrict(logits.float(), warp, columns), columns, warp.temperature)
+def _scatter(hidden: Tensor, head: Tensor, columns: Tensor, free: Tensor, warp: Warp) -> StreamLogprobs:
+    logprobs, entropy = score(hidden[free], head, columns[free], warp)
     zeros = torch.zeros(free.shape, dtype=logprobs.dtype)
     return StreamLogprobs(zeros.masked_scatter(free, logprobs), zeros.masked_scatter(free, entropy))
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from paras2s_cli.train.demonstrations import (
     speaking_lessons,
 )
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.scoring import cross_entropy
 
 
 def lay_out(
@@ -54,8 +54,8 @@ def next_token_losses(model: SpeechLM, prompts: Streams, answers: Answers) -> tu
     """Summed cross-entropy of the text and the audio stream over their free positions, and how many those are."""
     text, audio = answer_hidden(model, prompts, answers)
     words, codes = answers.text_free, answers.audio_free
-    text_loss = F.cross_entropy(model.text_logits(text[words]).float(), answers.text[words], reduction="sum")
-    audio_loss = F.cross_entropy(model.audio_logits(audio[codes]).float(), model.audio_column(answers.audio[codes]), reduction="sum")
+    text_loss = cross_entropy(text[words], model.text_head, answers.text[words])
+    audio_loss = cross_entropy(audio[codes], model.audio_head, model.audio_column(answers.audio[codes]))
     return text_loss, audio_loss, int(words.sum()), int(codes.sum())
 
 
