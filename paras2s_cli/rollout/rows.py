@@ -10,7 +10,7 @@ class Rows:
     answer, key, start, step [R] int64: which answer a row is, its random key, its prompt's length, the position it draws next.
     audio, text [R] int64: the ids it drew last. writing, speaking, alive [R] bool: its text, its speech, the whole goes on.
     ids [R, 2, limit + 1] int64, free [R, 2, limit + 1] bool, logprobs [R, 2, limit + 1] fp32: text and audio so far; the last
-    column is for what rows say that have ended.
+    column is for rows that have reached the limit.
     """
 
     def __init__(self, capacity: int, limit: int, device: torch.device) -> None:
@@ -36,8 +36,8 @@ class Rows:
             table[part] = True
 
     def say(self, part: slice, stream: int, ids: Tensor, free: Tensor, logprobs: Tensor) -> None:
-        """Writes down what the rows of `part` drew on a stream: [N] each."""
-        column = torch.where(self.alive[part], self.step[part], self.ids.shape[2] - 1)[:, None]
+        """Writes down what the rows of `part` drew on a stream, [N] each; behind the end of an answer that is a blank which is not free."""
+        column = self.step[part, None]
         self.ids[part, stream].scatter_(1, column, ids[:, None])
         self.free[part, stream].scatter_(1, column, free[:, None])
         self.logprobs[part, stream].scatter_(1, column, (logprobs * free)[:, None])

@@ -81,6 +81,7 @@ def test_the_form_of_answers(delay: int, limit: int, sampling: Sampling) -> None
     model = tiny_model(delay=delay)
     rolled = run(model, LENGTHS, range(8 * 8), sampling, limit=limit)
     check_form(model, rolled)
+    assert (rolled.answers.valid.sum(1)[~rolled.ended] == limit).all()
     if sampling.temperature == 1:
         assert (limit == 40) == bool(rolled.ended.float().mean() > 0.9)
         assert rolled.ended.any()
