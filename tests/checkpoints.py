@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tests.judge_lm import JUDGE_LM, write_judge_lm
 
 KIMI_AUDIO = "Kimi-Audio-7B-Instruct"
+SPEECH_TOKENIZER = "glm-4-voice-tokenizer"
 SPECIALS = {
     "[BOS]": 0,
     "[EOS]": 1,
@@ -174,7 +175,7 @@ def write_kimi_audio(
     codes: int = 24,
     seed: int = 1,
 ) -> Path:
-    """Kimi-Audio's folder, but for its Whisper, its detokenizer, its vocoder and its Python files."""
+    """Kimi-Audio's folder, but for its Whisper (`write_whisper`), its detokenizer, its vocoder and its Python files."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = byte_pairs(WORDS, 44)
     config = kimi_config(
@@ -195,8 +196,108 @@ def write_kimi_audio(
     return folder
 
 
+def whisper_config(width: int, ffn: int, heads: int, positions: int) -> dict:
+    """What the config.json of Whisper and of the speech tokenizer share."""
+    return {
+        "activation_dropout": 0.0,
+        "activation_function": "gelu",
+        "attention_dropout": 0.0,
+        "d_model": width,
+        "dropout": 0.0,
+        "encoder_attention_heads": heads,
+        "encoder_ffn_dim": ffn,
+        "encoder_layerdrop": 0.0,
+        "is_encoder_decoder": True,
+        "max_source_positions": positions,
+        "model_type": "whisper",
+        "num_mel_bins": 128,
+        "scale_embedding": False,
+    }
+
+
+def encoder_tensors(config: dict, layers: int, seed: int) -> dict[str, torch.Tensor]:
+    """Two convolutions, positions and layers, fp32, by their names within an encoder."""
+    generator = torch.Generator().manual_seed(seed)
+    width, ffn = config["d_model"], config["encoder_ffn_dim"]
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) / torch.Size(shape[1:]).numel() ** 0.5
+
+    found = {"conv1.weight": normal(width, 128, 3), "conv2.weight": normal(width, width, 3)}
+    found["embed_positions.weight"] = 2 * normal(config["max_source_positions"], width)
+    for name in ("conv1.bias", "conv2.bias"):
+        found[name] = 0.3 * normal(width)
+    for i in range(layers):
+        layer = {f"self_attn.{name}_proj.weight": 2 * normal(width, width) for name in "qkv"}
+        layer |= {f"self_attn.{name}_proj.bias": 0.3 * normal(width) for name in "qv"}
+        layer |= {"self_attn.out_proj.weight": normal(width, width), "self_attn.out_proj.bias": 0.3 * normal(width)}
+        layer |= {"fc1.weight": normal(ffn, width), "fc1.bias": 0.3 * normal(ffn)}
+        layer |= {"fc2.weight": normal(width, ffn), "fc2.bias": 0.3 * normal(width)}
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            layer |= {f"{norm}.weight": 1 + 0.3 * normal(width), f"{norm}.bias": 0.3 * normal(width)}
+        found |= {f"layers.{i}.{name}": tensor for name, tensor in layer.items()}
+    return found
+
+
+def write_whisper(folder: Path, *, width: int = 20, positions: int = 100, layers: int = 2, seed: int = 2) -> Path:
+    """A Whisper's folder as it stands within Kimi-Audio's, with what there is of a decoder left to one tensor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"architectures": ["WhisperForConditionalGeneration"], **whisper_config(width, 24, 2, positions)}
+    config |= {"encoder_layers": layers, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24}
+    config |= {"num_hidden_layers": layers, "vocab_size": 51866, "torch_dtype": "float32", "transformers_version": "4.36.0"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = {f"model.encoder.{name}": tensor for name, tensor in encoder_tensors(config, layers, seed).items()}
+    tensors |= {"model.encoder.layer_norm.weight": torch.linspace(0.5, 1.5, width), "model.encoder.layer_norm.bias": torch.ones(width)}
+    tensors["model.decoder.embed_positions.weight"] = torch.zeros(448, width)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_speech_tokenizer(
+    folder: Path, *, width: int = 24, positions: int = 100, layers: int = 2, block: int = 16, codes: int = 24, seed: int = 3
+) -> Path:
+    """The speech tokenizer's folder, with what training left in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"architectures": ["WhisperVQEncoder"], **whisper_config(width, 32, 3, positions), "encoder_layers": 2 * layers}
+    config |= {
+        "encoder_causal_attention": False,
+        "encoder_causal_convolution": True,
+        "pooling_kernel_size": 4,
+        "pooling_position": layers,
+        "pooling_type": "avg",
+        "quantize_causal_block_size": block,
+        "quantize_causal_encoder": False,
+        "quantize_commit_coefficient": 0.25,
+        "quantize_ema_decay": 0.99,
+        "quantize_encoder_only": True,
+        "quantize_loss_scale": 10.0,
+        "quantize_position": layers,
+        "quantize_restart_interval": 100,
+        "quantize_vocab_size": codes,
+        "skip_language_detection": True,
+        "torch_dtype": "float32",
+        "transformers_version": "4.44.1",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    tensors = encoder_tensors(config, layers, seed)
+    generator = torch.Generator().manual_seed(seed)
+    tensors["codebook.weight"] = torch.randn(codes, width, generator=generator)
+    tensors |= {"ema_count": torch.ones(codes), "ema_weight": tensors["codebook.weight"].clone()}
+    tensors["embed_positions2.weight"] = tensors["embed_positions.weight"][: -(-positions // 4)].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_kimi_audio_that_hears(root: Path) -> Path:
+    """Kimi-Audio with its Whisper within and the speech tokenizer beside it."""
+    folder = write_kimi_audio(root / KIMI_AUDIO)
+    write_whisper(folder / "whisper-large-v3")
+    write_speech_tokenizer(root / SPEECH_TOKENIZER)
+    return folder
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tests.checkpoints OUT")
-    print(write_kimi_audio(Path(sys.argv[1]) / KIMI_AUDIO))
     print(write_judge_lm(Path(sys.argv[1]) / JUDGE_LM))
+    print(write_kimi_audio_that_hears(Path(sys.argv[1])))

@@ -6,6 +6,7 @@ import torch
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.models.hearing import find_hearing
 from paras2s_cli.models.layers import rotary_rates
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import NAMES, TextTokenizer
@@ -13,10 +14,13 @@ from paras2s_cli.models.weights import Layout, read_weights, write_weights
 
 
 def save_model(folder: Path, model: SpeechLM, tokenizer: TextTokenizer) -> None:
-    """Writes a speech LM into an existing folder, in the files that it was read from; a new one in three."""
+    """Writes a speech LM into an existing folder, in the files that it was read from; a new one in three. What it hears with is not
+    copied: the folder says where it is."""
     model.config.save(folder / "config.json")
     tokenizer.save(folder)
     write_weights(folder, model.state_dict(), model.layout)
+    if model.hearing is not None:
+        model.hearing.save(folder)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[SpeechLM, TextTokenizer]:
@@ -35,6 +39,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Speech
         model = SpeechLM(config, tokenizer.specials)
     model.layout = read_weights(folder, model, device, _is_rotary)
     _check_rotary(folder / "config.json", config, model.layout)
+    model.hearing = find_hearing(folder, config, device, model.lm_head.weight.dtype)
     return model.to(device), tokenizer
 
 

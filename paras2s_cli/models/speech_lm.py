@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from paras2s_cli.models.cache import KeyValues
 from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.models.hearing import Hearing
 from paras2s_cli.models.layers import Block, rotary
 from paras2s_cli.models.tokenizer import Specials
 from paras2s_cli.models.weights import Layout
@@ -107,6 +108,8 @@ class SpeechLM(nn.Module):
     audio_ids: Tensor
     layout: Layout | None = None
     """The files that the weights were read from, if they were."""
+    hearing: Hearing | None = None
+    """What the features and codes of its prompts come from; None for a model with its own encoder."""
 
     def __init__(self, config: SpeechLMConfig, specials: Specials) -> None:
         super().__init__()

@@ -34,13 +34,15 @@ class Layout:
     spare: dict[str, Tensor] = field(default_factory=dict)
 
 
-def read_weights(folder: Path, model: nn.Module, device: torch.device | str, is_spare: Callable[[str], bool]) -> Layout:
+def read_weights(
+    folder: Path, model: nn.Module, device: torch.device | str, is_spare: Callable[[str], bool], *, keep: bool = True
+) -> Layout:
     """Gives a model on the meta device its parameters, under the names of its state dict and with the dtypes of the files.
 
     All headers are read before any tensor. Tensors come one by one, so that the host holds no more than one file beside the model.
 
     Args:
-        is_spare: tells names that are set aside.
+        is_spare: tells names that are set aside. keep: False leaves those in their files, for a model that is not written back.
 
     Raises:
         UsageError: there are no safetensors, a file is missing or damaged, or tensors are missing, unexpected, or of another shape or kind
@@ -59,6 +61,8 @@ def read_weights(folder: Path, model: nn.Module, device: torch.device | str, is_
     for file in layout.headers:
         with _opened(folder / file) as stored:
             for name in stored.keys():  # noqa: SIM118 (it is no mapping)
+                if name not in used and not keep:
+                    continue
                 # a copy: what the library returns is the file itself, mapped into memory
                 tensor = stored.get_tensor(name).to(device if name in used else "cpu", copy=True)
                 if name in used:

@@ -17,12 +17,13 @@ from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.judge.vocabulary import Vocabulary
-from paras2s_cli.models.prompt import codes_of, spoken_queries
+from paras2s_cli.models.prompt import codes_of
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.recipe.schema import DistillRecipe, Train
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.prompts import prompts_of
 from paras2s_cli.train.slots import slot_words
 
 HEARD = 128
@@ -45,7 +46,7 @@ def answer_queries(
     model: SpeechLM, queries: Sequence[Spoken], *, sampling: Sampling, seed: int, group: int = 1, limit: int = LIMIT
 ) -> list[Rollouts]:
     """Answers to many queries; row ids count through."""
-    prompts = spoken_queries([q.features for q in queries], model.config, model.specials)
+    prompts = prompts_of(model, queries)
     ids = torch.arange(len(queries) * group)
     return [rollout(model, prompts, group=group, sampling=sampling, seed=seed, row_ids=ids, limit=limit)]
 

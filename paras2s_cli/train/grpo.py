@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken
-from paras2s_cli.judge.ears import augment, pad
-from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of, spoken_queries
+from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.recipe.schema import Grpo
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling, Warp
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.prompts import prompts_of
 from paras2s_cli.train.scoring import score
 from paras2s_kernels import grpo_loss
 
@@ -107,11 +107,8 @@ def grpo_stage(
     def step(number: int) -> dict:
         rng = np.random.default_rng([seed, 41, number])
         asked = [queries[i] for i in rng.choice(len(queries), settings.prompts, replace=settings.prompts > len(queries))]
-        x, lengths = pad([q.features for q in asked])
         # Heard as another speaker might say it: a few hundred recordings are soon known by heart.
-        heard = augment(x, torch.Generator().manual_seed(seed * 1_000_003 + number))
-        tables = [t[:n].numpy() for t, n in zip(heard, lengths, strict=True)]
-        prompts = spoken_queries(tables, policy.config, policy.specials)
+        prompts = prompts_of(policy, asked, torch.Generator().manual_seed(seed * 1_000_003 + number))
         rows = torch.arange(settings.prompts * settings.group)
         sampling = Sampling(settings.temperature, settings.audio_top_k)
         policy.eval()

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.worlds import World
-from paras2s_cli.judge.ears import augment, pad
-from paras2s_cli.models.prompt import Answers, answer_hidden, spoken_answers, spoken_queries
+from paras2s_cli.models.prompt import Answers, answer_hidden, spoken_answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import BaseRecipe, SftRecipe
@@ -23,6 +22,7 @@ from paras2s_cli.train.demonstrations import (
     speaking_lessons,
 )
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.prompts import answer_codes, prompts_of
 from paras2s_cli.train.scoring import cross_entropy
 
 
@@ -39,14 +39,10 @@ def lay_out(
         rows = [d for d in demonstrations if (d.task == "transcription") == written]
         if not rows:
             continue
-        tables = [d.query.features for d in rows]
-        if generator is not None:
-            x, lengths = pad(tables)
-            tables = [t[:n].numpy() for t, n in zip(augment(x, generator), lengths, strict=True)]
         texts = [tokenizer.encode(d.text) for d in rows]
-        answers = spoken_answers(texts, [d.answer.codes if d.answer else None for d in rows], config, specials)
+        answers = spoken_answers(texts, answer_codes(model, [d.answer for d in rows]), config, specials)
         answers.text_free[[d.task == "reading" for d in rows]] = False
-        batches.append((spoken_queries(tables, config, specials, answer_in_text=written), answers))
+        batches.append((prompts_of(model, [d.query for d in rows], generator, answer_in_text=written), answers))
     return batches
 
 
