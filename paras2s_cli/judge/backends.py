@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from paras2s_cli.judge.pipeline import Judge
 
 if TYPE_CHECKING:
-    from paras2s_cli.judge.stages import Scorer
-    from paras2s_cli.recipe.schema import PolytoneRecipe
+    from paras2s_cli.judge.stages import Describer, Listener, Scorer, Transcriber
+    from paras2s_cli.recipe.schema import AudioLM, JudgeRecipe, PolytoneRecipe, Whisper
 
 MAKERS = {"pocket": "paras2s_cli.train.polytone:make_judge"}
 """World -> the function that makes its judge from a recipe, training what the cache lacks."""
@@ -27,3 +27,42 @@ def load_judge(recipe: "PolytoneRecipe", say: Say, scorer: "Scorer | None" = Non
     if scorer is not None:
         judge.scorer = scorer
     return judge
+
+
+def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None") -> Judge:
+    """The judge of a judge's recipe: each stage the backend that it names, else the ears' own.
+
+    Raises:
+        UsageError: a model cannot be loaded, or as `load_judge`.
+    """
+    from paras2s_cli.judge.hearing.staged import StagedListener
+
+    transcriber = load_transcriber(recipe.transcribe, say) if recipe.transcribe else None
+    describer = load_describer(recipe.tone, say) if recipe.tone else None
+    judge = load_judge(recipe.ears, say, scorer) if recipe.ears else None
+    if transcriber is None and describer is None:
+        assert judge is not None  # the recipe's model sees to it
+        return judge
+    ears = judge.listener if judge is not None and None in (transcriber, describer) else None
+    listener: Listener = StagedListener(transcriber, describer, ears)
+    if judge is None:
+        assert scorer is not None
+        return Judge(listener, scorer)
+    judge.listener = listener
+    return judge
+
+
+def load_transcriber(settings: "Whisper", say: Say) -> "Transcriber":
+    """The first stage. Raises UsageError for a model that cannot be loaded."""
+    from paras2s_cli.judge.hearing.whisper import WhisperTranscriber
+
+    say(f"loading {settings.model}")
+    return WhisperTranscriber(settings)
+
+
+def load_describer(settings: "AudioLM", say: Say) -> "Describer":
+    """The second stage. Raises UsageError for a model that cannot be loaded."""
+    from paras2s_cli.judge.hearing.tone import AudioLMDescriber
+
+    say(f"loading {settings.model}")
+    return AudioLMDescriber(settings)

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import asdict
 
 from paras2s_cli.data.cache import cache_root, content_key
-from paras2s_cli.judge.stages import Heard, Toned, Utterance
+from paras2s_cli.judge.stages import Heard, Span, Toned, Utterance
 
 _AT_ONCE = 500  # keys in one query; SQLite allows 999 in old versions
 _TABLE = "CREATE TABLE IF NOT EXISTS heard (key TEXT PRIMARY KEY, utterance TEXT NOT NULL) WITHOUT ROWID"
@@ -83,7 +83,9 @@ def _parse(text: str) -> Utterance | None:
     """An utterance as it was stored; None for what another version of the program may have left."""
     try:
         fields = json.loads(text)
-        return Utterance(Heard(**fields["heard"]), Toned(**fields["toned"]), str(fields["words"]))
+        heard = fields["heard"]
+        spans = tuple(Span(*span) for span in heard.get("spans", ()))
+        return Utterance(Heard(**(heard | {"spans": spans})), Toned(**fields["toned"]), str(fields["words"]))
     except (ValueError, TypeError, KeyError):
         return None
 

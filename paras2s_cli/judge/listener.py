@@ -17,9 +17,8 @@ from paras2s_cli.audio.features import HOP, SIZE, features
 from paras2s_cli.audio.workers import map_in_workers
 from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, best_path, pad, spell
 from paras2s_cli.judge.open_speech import OpenTranscriber
-from paras2s_cli.judge.stages import Heard, Toned, Utterance
+from paras2s_cli.judge.stages import Heard, Toned, Utterance, is_silent
 
-_SILENT_RMS = 10 ** (-60 / 20)
 _CANDIDATES = 8
 """Known texts whose likelihoods are compared."""
 _LONGEST = 30 * 50
@@ -92,7 +91,7 @@ class SmallListener:
             Heard("", False, False, nothing) if nothing else self._transcribe(row[:length], role)
             for row, length, nothing in zip(logprobs, lengths.tolist(), nothings, strict=True)
         ]
-        return [Utterance(h, t, in_words(t, role, self.knowledge)) for h, t in zip(heard, toned, strict=True)]
+        return [Utterance(h, t, t.in_words(role)) for h, t in zip(heard, toned, strict=True)]
 
     def _transcribe(self, logprobs: Tensor, role: str) -> Heard:
         # Likelihoods of all texts take longer than the networks; the right one is spelled much like the best path.
@@ -127,23 +126,10 @@ class SmallListener:
 
 def nothing_in(wave: np.ndarray, table: np.ndarray) -> str:
     """`silence` or `noise` when a waveform holds no voice, else an empty string."""
-    if len(wave) == 0 or float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) < _SILENT_RMS:
+    if is_silent(wave):
         return "silence"
     voiced = table[:, SIZE - 2] > 0.5
     return "noise" if voiced.sum() < 10 or voiced.mean() < 0.12 else ""
-
-
-def in_words(toned: Toned, role: str, knowledge: Knowledge) -> str:
-    """The tone as a listener would put it: the likeliest, and the next where it is close; for queries who speaks, too."""
-    among = knowledge.query_tones if role == "query" else knowledge.answer_tones
-    order = sorted(among, key=lambda name: -toned.tones[name])
-    words = order[0]
-    if toned.tones[order[1]] > 0.3:
-        words += f", somewhat {order[1]}"
-    if role == "query":
-        age = max(toned.age, key=toned.age.__getitem__)
-        words += ", a child's voice" if age == "child" else f", a {'man' if toned.sex['male'] > 0.5 else 'woman'}'s voice"
-    return words
 
 
 def _targets(texts: Sequence[str]) -> tuple[Tensor, Tensor]:

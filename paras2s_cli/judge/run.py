@@ -12,7 +12,7 @@ from paras2s_cli.audio.read import audio_info, read_audio
 from paras2s_cli.data.manifest import JsonlWriter, read_rows_leniently
 from paras2s_cli.data.rows import Judgement, Pair
 from paras2s_cli.errors import TooManyFailed, UsageError
-from paras2s_cli.judge.backends import Say, load_judge
+from paras2s_cli.judge.backends import Say, assemble_judge
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.scores import (
@@ -70,7 +70,7 @@ def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judge
     recipe = settings.load_recipe()
     waves = _read(query, settings), _read(answer, settings)
     settings.asking.tell_cost(recipe.endpoint, 1, sum(map(len, waves)) / RATE, say)
-    judge = load_judge(recipe.ears, say, settings.load_scorer(recipe, say))
+    judge = assemble_judge(recipe, say, settings.load_scorer(recipe, say))
     cache = HeardCache(judge.listener.name, say)
     heard = hear_and_score(judge, cache, [waves], closed=settings.closed)[0]
     names = {"query": str(query), "system": str(answer), "answer": str(answer)}
@@ -90,7 +90,7 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
         left = _left(rows, already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows]))
     settings.asking.tell_cost(recipe.endpoint, len(left), sum(map(sound_seconds, left)), say)
     scorer = settings.load_scorer(recipe, say)
-    judge = load_judge(recipe.ears, say, scorer)
+    judge = assemble_judge(recipe, say, scorer)
     cache = HeardCache(judge.listener.name, say)
     if out is not None:
         check_same_judge(out, read_scores(out), who(judge, settings.closed))

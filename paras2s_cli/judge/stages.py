@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,6 +10,21 @@ from paras2s_cli.data.rows import Failure
 
 RATE = 16000
 """Every stage hears mono float32 at this rate, Hz."""
+
+_SILENT_RMS = 10 ** (-60 / 20)
+
+
+def is_silent(wave: np.ndarray) -> bool:
+    """Whether there is nothing above -60 dB of full scale in the mean."""
+    return len(wave) == 0 or float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) < _SILENT_RMS
+
+
+class Span(NamedTuple):
+    """A word, or a run of them, and the seconds from which and to which it is said."""
+
+    text: str
+    begin: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +38,8 @@ class Heard:
     nothing: str = ""
     fit: float = 0.0
     """Mean log-likelihood ratio a letter between the text and whatever fits best; 0 is a perfect fit."""
+    spans: tuple[Span, ...] = ()
+    """When the words are said, where the backend tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +57,17 @@ class Toned:
     def style(self, name: str) -> float:
         """The probability of a style, whichever kind it is."""
         return {**self.tones, **self.age, **self.sex}.get(name, 0.0)
+
+    def in_words(self, role: str) -> str:
+        """As a listener would put it: the likeliest tone, and the next where it is close; for queries who speaks, too."""
+        order = sorted(self.tones, key=lambda name: -self.tones[name])
+        words = order[0]
+        if self.tones[order[1]] > 0.3:
+            words += f", somewhat {order[1]}"
+        if role == "query":
+            age = max(self.age, key=self.age.__getitem__)
+            words += ", a child's voice" if age == "child" else f", a {'man' if self.sex['male'] > 0.5 else 'woman'}'s voice"
+        return words
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +96,26 @@ class Utterance:
     toned: Toned
     words: str
     """The tone in words, as a listener would put it."""
+
+
+class Transcriber(Protocol):
+    """The first stage, batched."""
+
+    name: str
+
+    def transcribe(self, waves: Sequence[np.ndarray]) -> list[Heard]:
+        """Mono float32 at RATE, each of any length -> the words."""
+        ...
+
+
+class Describer(Protocol):
+    """The second stage, batched. `role` is what the waves are: `query` or `answer`."""
+
+    name: str
+
+    def describe(self, waves: Sequence[np.ndarray], role: str) -> list[Toned]:
+        """Mono float32 at RATE, each of any length -> the manner."""
+        ...
 
 
 class Listener(Protocol):

@@ -98,6 +98,8 @@ def _side(side: Utterance, where: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"content": side.heard.text, "tone": None, "tones": {}, "voice": {}}
     if side.heard.speech:
         fields |= {"tone": side.words, "tones": likeliest(side.toned.tones), "voice": voice(side.toned)}
+        if side.heard.spans:
+            fields["times"] = [[span.text, round(span.begin, 2), round(span.end, 2)] for span in side.heard.spans]
     return {f"{name}_{where}": value for name, value in fields.items()}
 
 

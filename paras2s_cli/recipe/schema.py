@@ -7,6 +7,10 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paras2s_cli.recipe.base import RecipeBase
 
+EMOTIONS = ("happy", "surprised", "sad", "angry", "fearful", "disgusted")
+"""ParaS2SBench's classes of emotion (arXiv 2511.08723)."""
+ANSWERING = ("reassuring", "apologetic", "cheerful", "sympathetic", "excited", "playful", "serious", "calm", "flat")
+
 
 class Train(RecipeBase):
     """How a stage is optimised: linear warm-up, cosine to a tenth."""
@@ -36,6 +40,49 @@ class PolytoneRecipe(Recipe):
     kind: Literal["polytone"] = "polytone"
     transcriber: Train
     describer: Train
+
+
+class LocalModel(RecipeBase):
+    """A model in the layout of the transformers library, on this machine. Code in its folder is not run, pickles are not read."""
+
+    model: str = Field(min_length=1)
+    """A folder, from the working folder on, or a name on the Hugging Face hub."""
+    revision: str = ""
+    """Of a name on the hub; empty: the newest."""
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 on a GPU, fp32 on the CPU."""
+    batch: int = Field(8, ge=1)
+    """Utterances at a time."""
+
+
+class Whisper(LocalModel):
+    """The judge's first stage as a model of the Whisper family."""
+
+    backend: Literal["whisper"] = "whisper"
+    language: str = ""
+    """A code such as `en`; empty: found out by the model, every 30 s."""
+    times: Literal["word", "segment", "none"] = "word"
+    """What has its seconds noted. Of models that tell no words' times, segments have."""
+
+
+class AudioLM(LocalModel):
+    """The judge's second stage as an audio language model: Qwen2-Audio's family, or Qwen2.5-Omni's thinker."""
+
+    backend: Literal["audio-lm"] = "audio-lm"
+    adapter: str = ""
+    """A folder with a LoRA adapter (PEFT), as PolyTone training leaves one."""
+    query_tones: list[str] = Field(default=[*EMOTIONS, "sincere", "sarcastic", "neutral"], min_length=2)
+    answer_tones: list[str] = Field(default=[*ANSWERING, "neutral"], min_length=2)
+    """One or two words each: what may be answered to the question for the tone."""
+
+    @field_validator("query_tones", "answer_tones")
+    @classmethod
+    def _few_words(cls, tones: list[str]) -> list[str]:
+        bad = [tone for tone in tones if not 1 <= len(tone.split()) <= 2 or tone != " ".join(tone.split())]
+        if bad or len(set(tones)) < len(tones):
+            raise ValueError(f"tones are one or two words each, with one space between, and all different: {bad or tones}")
+        return tones
 
 
 class Endpoint(RecipeBase):
@@ -126,16 +173,29 @@ Score = Annotated[
 
 
 class JudgeRecipe(RecipeBase):
-    """The judge: who hears (transcript and tone), and who scores; without `score`, the rubric of the ears' world does."""
+    """The judge: who hears (transcript and tone), and who scores.
+
+    `ears` hear what no `transcribe` and no `tone` does; without `score`, the rubric of the ears' world scores.
+    """
 
     kind: Literal["judge"] = "judge"
-    ears: PolytoneRecipe
+    ears: PolytoneRecipe | None = None
+    transcribe: Whisper | None = None
+    tone: AudioLM | None = None
     score: Score | None = None
 
     @property
     def endpoint(self) -> Endpoint | None:
         """The score stage, where it is an endpoint."""
         return self.score if isinstance(self.score, Endpoint) else None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "JudgeRecipe":
+        if self.ears is None and (self.transcribe is None or self.tone is None):
+            raise ValueError("name both transcribe and tone, or ears (ears: pocket/polytone) for what is not named")
+        if self.score is None and (self.transcribe is not None or self.ears is None):
+            raise ValueError("name score: the rubric of a world knows only what that world's own ears hear")
+        return self
 
 
 class Demonstrations(RecipeBase):

@@ -16,7 +16,7 @@ from paras2s_cli.audio.features import SIZE, features
 from paras2s_cli.audio.read import read_audio
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, spell
-from paras2s_cli.judge.listener import Knowledge, SmallListener, in_words, nothing_in
+from paras2s_cli.judge.listener import Knowledge, SmallListener, nothing_in
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.stages import Toned, Verdict
 from paras2s_cli.pocket.embedded import PocketWorld
@@ -123,9 +123,9 @@ def test_what_is_longer_than_half_a_minute_is_heard_by_its_start(listener: Small
 
 
 def described(role: str, **tones: float) -> str:
-    named = {t: tones.get(t, 0.0) for t in (*KNOWN.query_tones, *KNOWN.answer_tones)}
+    named = {t: tones.get(t, 0.0) for t in (KNOWN.query_tones if role == "query" else KNOWN.answer_tones)}
     toned = Toned(named, {"adult": 0.2, "child": 0.8} if "child" in tones else {"adult": 0.9, "child": 0.1}, {"male": 0.3, "female": 0.7})
-    return in_words(toned, role, KNOWN)
+    return toned.in_words(role)
 
 
 def test_a_tone_in_words() -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from paras2s_cli.judge.backends import Say, load_judge
+from paras2s_cli.judge.backends import Say, assemble_judge
 from paras2s_cli.judge.endpoint.batch import BatchFile
 from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.run import Settings, Watch, read_manifest
@@ -18,7 +18,7 @@ def emit_batch(manifest: str, file: Path, settings: Settings, say: Say, watch: W
     recipe, (rows, folder) = settings.load_recipe(), read_manifest(manifest, settings)
     settings.asking.tell_cost(recipe.endpoint, len(rows), sum(map(sound_seconds, rows)), say)
     with BatchFile(file) as batch:
-        judge = load_judge(recipe.ears, say, settings.asking.scorer(recipe.endpoint, say, batch))
+        judge = assemble_judge(recipe, say, settings.asking.scorer(recipe.endpoint, say, batch))
         stream = judge_stream(
             judge,
             HeardCache(judge.listener.name, say),
