@@ -301,3 +301,6 @@ if __name__ == "__main__":
         sys.exit("usage: python -m tests.checkpoints OUT")
     print(write_judge_lm(Path(sys.argv[1]) / JUDGE_LM))
     print(write_kimi_audio_that_hears(Path(sys.argv[1])))
+    from tests.qwen2_5_omni import QWEN2_5_OMNI, write_qwen2_5_omni
+
+    print(write_qwen2_5_omni(Path(sys.argv[1]) / QWEN2_5_OMNI))
