@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.judge_lm import JUDGE_LM, write_judge_lm
+from tests.qwen2_5_omni import QWEN2_5_OMNI, write_qwen2_5_omni
+from tests.voice_checkpoint import write_voice
 
 KIMI_AUDIO = "Kimi-Audio-7B-Instruct"
 SPEECH_TOKENIZER = "glm-4-voice-tokenizer"
@@ -299,8 +301,8 @@ def write_kimi_audio_that_hears(root: Path) -> Path:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m tests.checkpoints OUT")
-    print(write_judge_lm(Path(sys.argv[1]) / JUDGE_LM))
-    print(write_kimi_audio_that_hears(Path(sys.argv[1])))
-    from tests.qwen2_5_omni import QWEN2_5_OMNI, write_qwen2_5_omni
-
-    print(write_qwen2_5_omni(Path(sys.argv[1]) / QWEN2_5_OMNI))
+    out = Path(sys.argv[1])
+    kimi = write_kimi_audio_that_hears(out)
+    write_voice(kimi)
+    for written in (kimi, write_judge_lm(out / JUDGE_LM), write_qwen2_5_omni(out / QWEN2_5_OMNI)):
+        print(written)

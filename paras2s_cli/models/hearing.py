@@ -143,5 +143,5 @@ def _load_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any
         published, encoder = nn.Module(), WhisperEncoder(config)
     published.model = nn.Module()
     published.model.encoder = encoder
-    read_weights(folder, published, device, lambda name: not name.startswith("model.encoder."), keep=False)
+    read_weights(folder, published, device, lambda name: False, lambda name: not name.startswith("model.encoder."))
     return encoder.to(device, dtype).eval().requires_grad_(False)

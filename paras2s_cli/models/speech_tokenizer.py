@@ -179,7 +179,7 @@ def load_speech_tokenizer(folder: Path, device: torch.device | str = "cpu") -> S
     config = SpeechTokenizerConfig.load(folder / "config.json")
     with torch.device("meta"):
         model = SpeechTokenizer(config)
-    read_weights(folder, model, device, _is_of_training, keep=False)
+    read_weights(folder, model, device, lambda name: False, _is_of_training)
     return model.eval().requires_grad_(False)
 
 

@@ -35,20 +35,25 @@ class Layout:
 
 
 def read_weights(
-    folder: Path, model: nn.Module, device: torch.device | str, is_spare: Callable[[str], bool], *, keep: bool = True
+    folder: Path,
+    model: nn.Module,
+    device: torch.device | str,
+    is_spare: Callable[[str], bool],
+    is_foreign: Callable[[str], bool] = lambda name: False,
 ) -> Layout:
     """Gives a model on the meta device its parameters, under the names of its state dict and with the dtypes of the files.
 
     All headers are read before any tensor. Tensors come one by one, so that the host holds no more than one file beside the model.
 
     Args:
-        is_spare: tells names that are set aside. keep: False leaves those in their files, for a model that is not written back.
+        is_spare: tells names that are set aside. is_foreign: tells names that are none of this model's and are left alone; such files
+            cannot be written back.
 
     Raises:
         UsageError: there are no safetensors, a file is missing or damaged, or tensors are missing, unexpected, or of another shape or kind
             (all of them are named).
     """
-    layout, shapes, faults = _survey(folder, _read_index(folder))
+    layout, shapes, faults = _survey(folder, _read_index(folder), is_foreign)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     used = {name for name in shapes if not is_spare(name)}
     missing = (wanted.keys() | {name for name in layout.files if is_spare(name)}) - shapes.keys()
@@ -57,12 +62,10 @@ def read_weights(
     faults += [f"{name} is {list(shapes[name])}, not {list(wanted[name])}" for name in used & wanted.keys() if shapes[name] != wanted[name]]
     if faults:
         place = folder / (WHOLE if layout.index is None else INDEX)
-        raise UsageError(f"{place} does not fit its config.json: {'; '.join(sorted(faults))}")
+        raise UsageError(f"{place} does not fit the config beside it: {'; '.join(sorted(faults))}")
     for file in layout.headers:
         with _opened(folder / file) as stored:
-            for name in stored.keys():  # noqa: SIM118 (it is no mapping)
-                if name not in used and not keep:
-                    continue
+            for name in (name for name in shapes if layout.files[name] == file):
                 # a copy: what the library returns is the file itself, mapped into memory
                 tensor = stored.get_tensor(name).to(device if name in used else "cpu", copy=True)
                 if name in used:
@@ -100,14 +103,18 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
     return dict(index)
 
 
-def _survey(folder: Path, index: dict[str, Any] | None) -> tuple[Layout, dict[str, tuple[int, ...]], list[str]]:
-    """The layout, every tensor's shape, and what is wrong with them as long as no model is asked."""
-    files = {} if index is None else dict(index["weight_map"])
+def _survey(
+    folder: Path, index: dict[str, Any] | None, is_foreign: Callable[[str], bool]
+) -> tuple[Layout, dict[str, tuple[int, ...]], list[str]]:
+    """The layout, the shape of every tensor that is not foreign, and what is wrong with them as long as no model is asked."""
+    files = {} if index is None else {name: file for name, file in index["weight_map"].items() if not is_foreign(name)}
     layout, shapes, faults = Layout(files, {}, index), {}, []
     for file in dict.fromkeys(files.values()) if index is not None else (WHOLE,):
         with _opened(folder / file) as stored:
             layout.headers[file] = stored.metadata()
-            for name in stored.keys():  # noqa: SIM118
+            for name in stored.keys():  # noqa: SIM118 (it is no mapping)
+                if is_foreign(name):
+                    continue
                 part = stored.get_slice(name)
                 if files.setdefault(name, file) != file or (index is not None and name not in index["weight_map"]):
                     faults.append(f"unexpected {name} in {file}")
@@ -125,8 +132,7 @@ def _opened(path: Path) -> Iterator[safe_open]:
         pickles = sorted(file for file in path.parent.glob("*") if file.suffix in _PICKLES)
         if pickles and path.name == WHOLE:
             raise UsageError(
-                f"{pickles[0]} is a pickle, which is never read here: convert it where it is trusted, by "
-                f"safetensors.torch.save_file(torch.load(FILE, weights_only=True), '{WHOLE}')"
+                f"{pickles[0]} is a pickle, which is never read here: convert it where it is trusted, by `paras2s convert {pickles[0]}`"
             )
         what = "cannot be read (there is no such file)" if path.name == WHOLE else f"this shard is missing, which {INDEX} names"
         raise UsageError(f"{path}: {what}; download the checkpoint again")
