@@ -35,6 +35,7 @@ EXTRAS = {
     },
     "flash": {"flash-attn": "faster attention on NVIDIA GPUs"},
     "report": {"matplotlib": "figures in reports"},
+    "lora": {"peft": "trains adapters in the place of all weights"},
     "track": {
         "trackio": "follow runs in a local page",
         "wandb": "follow runs online",

@@ -8,6 +8,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.hearing import find_hearing
 from paras2s_cli.models.layers import rotary_rates
+from paras2s_cli.models.lora import CONFIG, base_of, load_lora
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import NAMES, TextTokenizer
 from paras2s_cli.models.weights import Layout, read_weights, write_weights
@@ -26,12 +27,19 @@ def save_model(folder: Path, model: SpeechLM, tokenizer: TextTokenizer) -> None:
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[SpeechLM, TextTokenizer]:
     """Reads a speech LM, a small one of ours or Kimi-Audio as it is published, whose names are the names here.
 
+    Of an adapter's folder it reads the model that the adapter was made on, and merges the two.
+
     Args:
         device: where the weights go, one tensor at a time; they keep the dtype of the file.
 
     Raises:
         UsageError: a file is missing, damaged or another model's, or tensors are missing, unexpected or of another shape (all are named).
     """
+    if (folder / CONFIG).exists():
+        model, tokenizer = load_model(base_of(folder), device)
+        load_lora(folder, model).merge()
+        model.name_or_path = str(folder.resolve())
+        return model, tokenizer
     config = SpeechLMConfig.load(folder / "config.json")
     tokenizer = TextTokenizer.load(folder)
     _check_tokens(folder / "config.json", config, tokenizer)
@@ -39,6 +47,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Speech
         model = SpeechLM(config, tokenizer.specials)
     model.layout = read_weights(folder, model, device, _is_rotary)
     _check_rotary(folder / "config.json", config, model.layout)
+    model.name_or_path = str(folder.resolve())
     model.hearing = find_hearing(folder, config, device, model.lm_head.weight.dtype)
     return model.to(device), tokenizer
 

@@ -47,6 +47,9 @@ class Hearing:
     device: torch.device
     dtype: torch.dtype
 
+    def __deepcopy__(self, memo: object) -> "Hearing":
+        return self  # a copy of the model hears with the same
+
     def hear(self, waves: Sequence[np.ndarray]) -> list[Heard]:
         """Hears utterances, [T] float32 each, 16 kHz, not empty; every 30 s by themselves.
 

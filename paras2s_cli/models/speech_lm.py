@@ -108,6 +108,8 @@ class SpeechLM(nn.Module):
     audio_ids: Tensor
     layout: Layout | None = None
     """The files that the weights were read from, if they were."""
+    name_or_path: str = ""
+    """The folder that the model was read from; peft knows it under this name."""
     hearing: Hearing | None = None
     """What the features and codes of its prompts come from; None for a model with its own encoder."""
 

@@ -34,6 +34,23 @@ class Recipe(RecipeBase):
     threads: int = Field(2, ge=1)
 
 
+class Lora(RecipeBase):
+    """A low-rank adapter is trained in the place of the weights. Needs the extra `lora`."""
+
+    r: int = Field(16, ge=1)
+    """Its rank."""
+    alpha: float = Field(32.0, gt=0)
+    """What it adds is scaled by alpha / r."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of what it is given, while it learns."""
+    targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
+    """The products that have one, in all layers of both branches."""
+    merge: bool = True
+    """The model is saved with the adapter in its weights; false saves the adapter alone, in peft's layout."""
+
+
 class PolytoneRecipe(Recipe):
     """The judge's ears: a transcriber, and a tone describer trained on every sentence in every tone."""
 
@@ -231,13 +248,22 @@ class BaseRecipe(Recipe):
     train: Train
 
 
+class CheckpointBase(RecipeBase):
+    """A base that is there already: a folder with a speech LM, Kimi-Audio's as it is published for one."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    folder: str = Field(min_length=1)
+
+
 class SftRecipe(Recipe):
     """Next-token training of the base on demonstrations."""
 
     kind: Literal["sft"] = "sft"
-    base: BaseRecipe
+    base: BaseRecipe | CheckpointBase = Field(discriminator="kind")
     demonstrations: Demonstrations
     train: Train
+    lora: Lora | None = None
+    """None trains all weights."""
     evaluate_every: int = Field(10, ge=1)
 
 
@@ -258,6 +284,8 @@ class Grpo(RecipeBase):
     """Group-relative policy optimisation."""
 
     train: Train
+    lora: Lora | None = None
+    """None trains all weights. With an adapter the reference of the KL is the same weights without it."""
     prompts: int = Field(8, ge=1)
     group: int = Field(8, ge=2)
     temperature: float = Field(1.0, gt=0)
@@ -272,6 +300,12 @@ class Grpo(RecipeBase):
     judge_answers: int = Field(16, ge=1)
     refit_below: float = Field(0.75, ge=-1, le=1)
     refit_steps: int = Field(20, ge=0)
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> "Grpo":
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError("lora.dropout must be 0 in GRPO: what was sampled is scored by the same network")
+        return self
 
 
 class BenchRecipe(Recipe):

@@ -15,10 +15,12 @@ from paras2s_cli.errors import Paras2sError
 from paras2s_cli.judge.listener import SmallListener
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel, agreeing
-from paras2s_cli.models.folder import load_model, save_model
+from paras2s_cli.models.folder import load_model
+from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import AlignRecipe
+from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.distill import (
     Lessons,
     agreement,
@@ -51,6 +53,8 @@ class Run:
 
 def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf) -> Run:
     """The world and the judge, made if the cache lacks them."""
+    if recipe.sft.lora is not None or recipe.grpo.lora is not None:
+        check_peft()
     torch.set_num_threads(threads_of(recipe.threads))
     count = watch("render")
     world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
@@ -113,29 +117,31 @@ def aligned_model(run: Run) -> SpeechLM:
     warm, tokenizer = warm_model(run)
     reward, lessons = reward_model(run, warm)
     run.say(f"aligning by GRPO for {run.recipe.grpo.train.steps} steps: {folder} is not there")
-    policy, _ = load_model(run.out / "sft" / "model")
     for model in (warm, reward):
         model.eval().requires_grad_(False)
+    settings = run.recipe.grpo
+    policy = warm if settings.lora is not None else load_model(run.out / "sft" / "model")[0]
+    adapter = make_adapter(policy, settings.lora, run.recipe.seed)
     (run.out / "grpo").mkdir(parents=True, exist_ok=True)
-    monitor = Monitor(run.out / "grpo", run.recipe.grpo, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
+    monitor = Monitor(run.out / "grpo", settings, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
 
     def rewards(queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
         given, spoken = reward.grade([q.features for q in queries], codes, group)
         written = lessons.vocabulary.words_in([tokenizer.decode(row.tolist()) for row in texts])
-        return agreeing(given, spoken, written, run.recipe.grpo.agreement)
+        return agreeing(given, spoken, written, settings.agreement)
 
     stage = grpo_stage(
         run.out / "grpo",
-        run.recipe.grpo,
+        settings,
         run.recipe.seed,
         policy,
         warm,
         run.world.queries("train"),
         rewards,
         monitor.after,
+        adapter,
     )
     stage.modules = {**stage.modules, "reward": reward}
     train(stage, run.watch("grpo"), run.say)
-    with publish_folder(folder) as temporary:
-        save_model(temporary, policy, tokenizer)
+    publish_trained(folder, policy, tokenizer, adapter, settings.lora)
     return policy

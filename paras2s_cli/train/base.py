@@ -11,7 +11,7 @@ from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.load import recipe_hash
-from paras2s_cli.recipe.schema import BaseRecipe
+from paras2s_cli.recipe.schema import BaseRecipe, CheckpointBase
 from paras2s_cli.train.demonstrations import description
 from paras2s_cli.train.loop import Say, WatchOf, train
 from paras2s_cli.train.sft import base_stage
@@ -28,8 +28,10 @@ def texts_of(world: World) -> list[str]:
     return [*world.known_texts("query"), *(u.row["text"] for u in spoken), *(description(u) for u in spoken)]
 
 
-def load_base(recipe: BaseRecipe, world: World, say: Say, watch: WatchOf | None = None) -> tuple[SpeechLM, TextTokenizer]:
-    """The base of a recipe, trained if the cache lacks it; a killed training goes on where it was."""
+def load_base(recipe: BaseRecipe | CheckpointBase, world: World, say: Say, watch: WatchOf | None = None) -> tuple[SpeechLM, TextTokenizer]:
+    """The base of a recipe: a folder's, or one that is trained if the cache lacks it; a killed training goes on where it was."""
+    if isinstance(recipe, CheckpointBase):
+        return load_model(Path(recipe.folder))
     final = base_folder(recipe, world)
     if not is_complete(final):
         with folder_lock(final):

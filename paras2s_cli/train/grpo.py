@@ -1,6 +1,7 @@
 """Group-relative policy optimisation on both token streams (GRPO: Shao et al. 2024, arXiv 2402.03300; ParaS2S, arXiv 2511.08723)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.models.lora import Adapter
 from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.recipe.schema import Grpo
@@ -94,6 +96,7 @@ def grpo_stage(
     queries: Sequence[Spoken],
     reward: RewardFunction,
     after: Callable[[int, dict, Experience], None] | None = None,
+    adapter: Adapter | None = None,
 ) -> Stage:
     """The stage that aligns `policy`.
 
@@ -101,6 +104,7 @@ def grpo_stage(
         warm: the model before alignment; it does not change.
         queries: unlabelled prompts. reward: called once a step.
         after: sees each step's experience once it is applied, and may add to its metrics.
+        adapter: of the policy; it alone is trained, and off while `warm` scores, which may then be the policy itself.
     """
     latest: list[Experience] = []
 
@@ -127,7 +131,7 @@ def grpo_stage(
         rewards = reward(asked, codes, rolled.answers.text, settings.group)
         advantages = group_advantages(rewards.view(settings.prompts, settings.group), settings.advantage_epsilon).flatten()
         answers = rolled.answers
-        with torch.no_grad(), precision(settings.train):
+        with torch.no_grad(), precision(settings.train), adapter.off() if adapter else nullcontext():
             ref_text, ref_audio = stream_logprobs(warm, prompts, answers, sampling)
         with precision(settings.train):
             text, audio = stream_logprobs(policy, prompts, answers, sampling)
@@ -151,7 +155,7 @@ def grpo_stage(
         if after:
             after(number, metrics, latest[0])
 
-    return Stage(folder, {"policy": policy}, settings.train, step, applied)
+    return Stage(folder, {"policy": adapter or policy}, settings.train, step, applied)
 
 
 def _watch(rewards: Tensor, rolled: Rollouts, codes: Sequence[np.ndarray]) -> dict:

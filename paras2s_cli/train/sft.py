@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.worlds import World
+from paras2s_cli.models.lora import Adapter
 from paras2s_cli.models.prompt import Answers, answer_hidden, spoken_answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import TextTokenizer
@@ -105,30 +106,35 @@ def sft_stage(
     model: SpeechLM,
     tokenizer: TextTokenizer,
     demonstrations: Sequence[Demonstration] | None = None,
+    adapter: Adapter | None = None,
 ) -> tuple[Stage, "Best"]:
     """The stage that warms `model` up, and the keeper of its best weights by held-out loss.
 
     Args:
-        demonstrations: in the place of those that the recipe draws.
+        demonstrations: in the place of those that the recipe draws. adapter: of the model; it alone is trained and kept.
     """
     settings, seed = recipe.train, recipe.seed
     rows = demonstrations or draw_demonstrations(world, recipe.demonstrations, seed)
     held = lay_out(best_demonstrations(world, world.queries("validation"), seed), model, tokenizer)
-    best = Best(folder)
+    best, trained = Best(folder), adapter or model
 
     def step(number: int) -> dict:
+        model.train()
+        if adapter is not None:
+            torch.manual_seed(seed * 1_000_003 + number)  # of its dropout
         batch = epochs(rows, settings.batch, seed, number)
         with precision(settings):
             return descend(model, lay_out(batch, model, tokenizer, _generator(seed, number)))
 
     def after(number: int, metrics: dict) -> None:
         if (number + 1) % recipe.evaluate_every == 0 or number + 1 == settings.steps:
+            model.eval()
             with precision(settings):
                 text, audio = held_out_loss(model, held)
             metrics |= {"held_out_text": text, "held_out_audio": audio}
-            best.offer(number + 1, text + audio, model)
+            best.offer(number + 1, text + audio, trained)
 
-    return Stage(folder, {"model": model}, settings, step, after), best
+    return Stage(folder, {"model": trained}, settings, step, after), best
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
@@ -141,7 +147,7 @@ class Best:
     def __init__(self, folder: Path) -> None:
         self.record, self.weights = folder / "best.json", folder / "best.safetensors"
 
-    def offer(self, step: int, loss: float, model: SpeechLM) -> None:
+    def offer(self, step: int, loss: float, model: nn.Module) -> None:
         """Keeps the weights of a step if none before it did as well. A step that is done again replaces what it left."""
         if self.record.exists():
             held = json.loads(self.record.read_text(encoding="utf-8"))
@@ -152,6 +158,6 @@ class Best:
         fresh.replace(self.weights)
         write_text(self.record, json.dumps({"step": step, "loss": loss}) + "\n")
 
-    def restore(self, model: SpeechLM) -> None:
+    def restore(self, model: nn.Module) -> None:
         """Puts them back into the model."""
         model.load_state_dict(load_file(self.weights))

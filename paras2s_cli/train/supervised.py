@@ -8,9 +8,11 @@ from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import World, load_world
 from paras2s_cli.models.folder import load_model, save_model
+from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import BaseRecipe, PolytoneRecipe, SftRecipe
+from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.base import load_base
 from paras2s_cli.train.hearing import hearing
 from paras2s_cli.train.loop import Say, WatchOf, train
@@ -20,6 +22,8 @@ from paras2s_cli.train.sft import best_demonstrations, held_out_loss, lay_out, s
 
 def run_supervised(recipe: SftRecipe | BaseRecipe | PolytoneRecipe, out: Path, say: Say, watch: WatchOf) -> dict[str, float]:
     """Trains what the recipe describes into `out/model`, and returns its figures on the validation split."""
+    if isinstance(recipe, SftRecipe) and recipe.lora is not None:
+        check_peft()
     torch.set_num_threads(threads_of(recipe.threads))
     count = watch("render")
     world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
@@ -47,11 +51,11 @@ def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf
         settings = recipe.demonstrations
         say(f"warming up on {settings.count} demonstrations, {settings.tone_deaf:.0%} of them tone-deaf: {folder} is not there")
         out.mkdir(parents=True, exist_ok=True)
-        stage, best = sft_stage(out, recipe, world, model, tokenizer)
+        adapter = make_adapter(model, recipe.lora, recipe.seed)
+        stage, best = sft_stage(out, recipe, world, model, tokenizer, adapter=adapter)
         train(stage, watch("sft"), say)
-        best.restore(model)
-        with publish_folder(folder) as temporary:
-            save_model(temporary, model, tokenizer)
+        best.restore(adapter or model)
+        publish_trained(folder, model, tokenizer, adapter, recipe.lora)
     return load_model(folder)
 
 
