@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from paras2s_cli.errors import UsageError
+from paras2s_cli.models.prompt import Answers
 
 MODEL_TYPE = "qwen2_5_omni"
 RATE = 24000
@@ -120,14 +121,15 @@ class QwenOmni:
                 shutil.copyfile(file, folder / file.name)
         self.model.save_pretrained(folder)
 
-    def train_only(self, part: Part) -> None:
-        """Lets gradients reach the talker, the thinker's language model or both, and nothing else: what hears, sees or sounds stays."""
+    def learn(self, part: Part | None) -> list[nn.Module]:
+        """Lets gradients reach the talker, the thinker's language model, both or nothing, and returns what they reach. What hears, sees or
+        sounds never learns."""
         self.model.requires_grad_(False)
-        if part != "thinker":
-            self.model.talker.requires_grad_(True)
-        if part != "talker":
-            self.words.requires_grad_(True)
-            self.model.thinker.lm_head.requires_grad_(True)
+        learning = [self.model.talker] if part in ("talker", "both") else []
+        learning += [self.words, self.model.thinker.lm_head] if part in ("thinker", "both") else []
+        for module in learning:
+            module.requires_grad_(True)
+        return learning
 
     @property
     def device(self) -> torch.device:
@@ -169,6 +171,23 @@ class QwenOmni:
         length = int(ended.argmax()) if ended.any() else len(ids)
         return str(self.tokenizer.decode(ids[:length].tolist(), skip_special_tokens=True))
 
+    def answers(self, texts: Sequence[str], codes: Sequence[np.ndarray | None]) -> Answers:
+        """Demonstrations as training targets: tokens and their end, codes and theirs; codes of None train the thinker alone.
+
+        The library makes sound of codes and not codes of sound: those of a recorded answer have to be given.
+        """
+        written = [[*self.tokenizer(text, add_special_tokens=False)["input_ids"], int(self.text_ends[-1])] for text in texts]
+        spoken = [[] if row is None else [*row.tolist(), int(self.audio_ends[-1])] for row in codes]
+        (text, text_free), (audio, audio_free) = (
+            _table(rows, int(ends[-1]), self.device) for rows, ends in ((written, self.text_ends), (spoken, self.audio_ends))
+        )
+        return Answers(audio, text, audio_free, text_free)
+
+    def codes_of(self, answers: Answers) -> list[np.ndarray]:
+        """The codes of each answer that token2wav can speak: int64 arrays, without ends and padding."""
+        spoken = answers.audio_free & (answers.audio < self.codes)
+        return [row[keep].cpu().numpy() for row, keep in zip(answers.audio, spoken, strict=True)]
+
     @torch.no_grad()
     def speak(self, codes: Sequence[np.ndarray], seeds: Sequence[int]) -> list[np.ndarray]:
         """Codes, int64 [N] each, to sound: float32 [480 N] at 24 kHz. token2wav starts from noise, a row's from its seed alone."""
@@ -185,6 +204,13 @@ class QwenOmni:
                 wave = self.model.token2wav(ids, conditioning=voice["cond"].to(**place), reference_mel=voice["ref_mel"].to(**place))
             said.append(wave.flatten().float().cpu().numpy())
         return said
+
+
+def _table(rows: Sequence[Sequence[int]], filling: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one table [B, L], at least one column wide, and where they are [B, L] bool."""
+    width = max(1, *map(len, rows))
+    ids = torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows], device=device)
+    return ids, torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=device)
 
 
 def audio_tokens(frames: int) -> int:

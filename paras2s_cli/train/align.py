@@ -34,6 +34,7 @@ from paras2s_cli.train.distill import (
 from paras2s_cli.train.grpo import grpo_stage
 from paras2s_cli.train.loop import Say, WatchOf, train
 from paras2s_cli.train.monitor import Monitor
+from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.polytone import load_listener
 from paras2s_cli.train.supervised import warm_up
 
@@ -134,8 +135,8 @@ def aligned_model(run: Run) -> SpeechLM:
         run.out / "grpo",
         settings,
         run.recipe.seed,
-        policy,
-        warm,
+        NativePolicy(policy),
+        NativePolicy(warm),
         run.world.queries("train"),
         rewards,
         monitor.after,

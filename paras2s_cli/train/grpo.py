@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +12,13 @@ from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.lora import Adapter
-from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of
-from paras2s_cli.models.speech_lm import SpeechLM, Streams
+from paras2s_cli.models.prompt import Answers
 from paras2s_cli.recipe.schema import Grpo
-from paras2s_cli.rollout.engine import Rollouts, rollout
-from paras2s_cli.rollout.sampling import Sampling, Warp
+from paras2s_cli.rollout.engine import Rollouts
+from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
-from paras2s_cli.train.prompts import prompts_of
-from paras2s_cli.train.scoring import score
+from paras2s_cli.train.policy import Policy
+from paras2s_cli.train.scoring import Scores
 from paras2s_kernels import grpo_loss
 
 RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], Tensor, int], Tensor]
@@ -59,19 +59,16 @@ class StreamLogprobs:
     entropy: Tensor
 
 
-def stream_logprobs(model: SpeechLM, prompts: Streams, answers: Answers, sampling: Sampling) -> tuple[StreamLogprobs, StreamLogprobs]:
+def stream_logprobs(model: Policy, prompts: Any, answers: Answers, sampling: Sampling) -> tuple[StreamLogprobs, StreamLogprobs]:
     """Both streams' log-probabilities, under the distribution that was sampled from, with gradient: text, audio. Prompts may be fewer
-    than answers, as in `answer_hidden`."""
-    text, audio = answer_hidden(model, prompts, answers)
-    return (
-        _scatter(text, model.text_head, answers.text, answers.text_free, sampling.text),
-        _scatter(audio, model.audio_head, model.audio_column(answers.audio), answers.audio_free, sampling.audio),
-    )
+    than answers."""
+    text, audio = model.scores(prompts, answers, sampling)
+    return _scatter(text, answers.text_free), _scatter(audio, answers.audio_free)
 
 
-def _scatter(hidden: Tensor, head: Tensor, columns: Tensor, free: Tensor, warp: Warp) -> StreamLogprobs:
-    logprobs, entropy = score(hidden[free], head, columns[free], warp)
-    zeros = torch.zeros(free.shape, dtype=logprobs.dtype)
+def _scatter(scores: Scores, free: Tensor) -> StreamLogprobs:
+    logprobs, entropy = scores
+    zeros = torch.zeros(free.shape, dtype=logprobs.dtype, device=logprobs.device)
     return StreamLogprobs(zeros.masked_scatter(free, logprobs), zeros.masked_scatter(free, entropy))
 
 
@@ -91,8 +88,8 @@ def grpo_stage(
     folder: Path,
     settings: Grpo,
     seed: int,
-    policy: SpeechLM,
-    warm: SpeechLM,
+    policy: Policy,
+    warm: Policy,
     queries: Sequence[Spoken],
     reward: RewardFunction,
     after: Callable[[int, dict, Experience], None] | None = None,
@@ -112,12 +109,11 @@ def grpo_stage(
         rng = np.random.default_rng([seed, 41, number])
         asked = [queries[i] for i in rng.choice(len(queries), settings.prompts, replace=settings.prompts > len(queries))]
         # Heard as another speaker might say it: a few hundred recordings are soon known by heart.
-        prompts = prompts_of(policy, asked, torch.Generator().manual_seed(seed * 1_000_003 + number))
+        prompts = policy.prompt(asked, torch.Generator().manual_seed(seed * 1_000_003 + number))
         rows = torch.arange(settings.prompts * settings.group)
         sampling = Sampling(settings.temperature, settings.audio_top_k)
-        policy.eval()
-        rolled = rollout(
-            policy,
+        policy.module.eval()
+        rolled = policy.rollout(
             prompts,
             group=settings.group,
             sampling=sampling,
@@ -126,11 +122,12 @@ def grpo_stage(
             limit=settings.limit,
         )
         # an answer that was cut off is no answer: it gets the reward of silence
-        spoken = codes_of(rolled.answers, policy.config)
+        spoken = policy.codes(rolled.answers)
         codes = [c if e else c[:0] for c, e in zip(spoken, rolled.ended.tolist(), strict=True)]
         rewards = reward(asked, codes, rolled.answers.text, settings.group)
-        advantages = group_advantages(rewards.view(settings.prompts, settings.group), settings.advantage_epsilon).flatten()
         answers = rolled.answers
+        advantages = group_advantages(rewards.view(settings.prompts, settings.group), settings.advantage_epsilon).flatten()
+        advantages = advantages.to(answers.text.device)
         with torch.no_grad(), precision(settings.train), adapter.off() if adapter else nullcontext():
             ref_text, ref_audio = stream_logprobs(warm, prompts, answers, sampling)
         with precision(settings.train):
@@ -155,7 +152,7 @@ def grpo_stage(
         if after:
             after(number, metrics, latest[0])
 
-    return Stage(folder, {"policy": adapter or policy}, settings.train, step, applied)
+    return Stage(folder, {"policy": adapter or policy.module}, settings.train, step, applied)
 
 
 def _watch(rewards: Tensor, rolled: Rollouts, codes: Sequence[np.ndarray]) -> dict:

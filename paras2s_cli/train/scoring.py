@@ -1,5 +1,7 @@
 """Log-probabilities of chosen tokens from hidden states and a head, in memory that does not grow with tokens times vocabulary."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,8 +14,15 @@ LOGITS = 1 << 24
 """Logits of a stream that may be held at once, 64 MB in fp32. Up to so many, computing them again for the backward is not worth it."""
 
 
-def score(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> tuple[Tensor, Tensor]:
-    """Log-probability of each column under the distribution that `warp` leaves, and the entropy of that, [N] fp32 each, with gradient.
+class Scores(NamedTuple):
+    """Of N tokens: their log-probabilities under the distribution that they were drawn from, and its entropies, [N] fp32 each."""
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+def score(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> Scores:
+    """The tokens at `columns` under the distribution that `warp` leaves of softmax(hidden head'), with gradient.
 
     More than LOGITS logits are never there at once: without top k and top p by `linear_logprob`; with them, which need a token's
     logits side by side, by pieces of the tokens that are computed again for the backward.
@@ -25,18 +34,22 @@ def score(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> tuple[Te
         return _score(hidden, head, columns, warp)
     if warp.top_k == 0 and warp.top_p == 1:
         logprobs, entropy, _ = linear_logprob(hidden, head, columns, warp.temperature)
-        return logprobs, entropy
+        return Scores(logprobs, entropy)
     size = max(1, LOGITS // head.shape[0])
     pieces = [
         checkpoint(_score, states, head, some, warp, use_reentrant=False, preserve_rng_state=False)
         for states, some in zip(hidden.split(size), columns.split(size), strict=True)
     ]
-    logprobs, entropies = zip(*pieces, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    return Scores(torch.cat([found.logprobs for found in pieces]), torch.cat([found.entropy for found in pieces]))
 
 
-def _score(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> tuple[Tensor, Tensor]:
-    return token_logprob(restrict(F.linear(hidden, head).float(), warp, columns), columns, warp.temperature)
+def _score(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> Scores:
+    return score_logits(F.linear(hidden, head), columns, warp)
+
+
+def score_logits(logits: Tensor, columns: Tensor, warp: Warp) -> Scores:
+    """The same from logits [N, V], -inf at what is never drawn."""
+    return Scores(*token_logprob(restrict(logits.float(), warp, columns), columns, warp.temperature))
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, columns: Tensor) -> Tensor:

@@ -81,10 +81,21 @@ def test_text_up_to_its_end(omni: QwenOmni) -> None:
     assert omni.written(ids) == "so it is" and omni.written(ids[:4]) == "so i"
 
 
+def test_demonstrations_as_targets(omni: QwenOmni) -> None:
+    made = omni.answers(["so", "it is"], [np.array([5, 9, 2]), None])
+    end = int(omni.text_ends[0])
+    assert made.text.tolist() == [[*omni.tokenizer("so")["input_ids"], end, end, end, end], [*omni.tokenizer("it is")["input_ids"], end]]
+    assert made.text_free.sum(1).tolist() == [3, 6] and made.audio.tolist() == [[5, 9, 2, EOS], [EOS] * 4]
+    assert made.audio_free.tolist() == [[True] * 4, [False] * 4]
+    assert [c.tolist() for c in omni.codes_of(made)] == [[5, 9, 2], []]
+    assert not omni.answers(["so"], [None]).audio_free.any()
+
+
 @pytest.mark.parametrize("part", ["talker", "thinker", "both"])
 def test_what_learns(omni: QwenOmni, part: str) -> None:
-    omni.train_only(part)  # type: ignore[arg-type]
+    modules = omni.learn(part)  # type: ignore[arg-type]
     learning = {".".join(name.split(".")[:2]) for name, weight in omni.model.named_parameters() if weight.requires_grad}
+    assert sum(w.numel() for m in modules for w in m.parameters()) == sum(w.numel() for w in omni.model.parameters() if w.requires_grad)
     talker = {"talker.model", "talker.codec_head", "talker.thinker_to_talker_proj"}
     thinker = {"thinker.model", "thinker.lm_head"}
     assert learning == {"talker": talker, "thinker": thinker, "both": talker | thinker}[part]

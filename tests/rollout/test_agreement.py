@@ -11,6 +11,7 @@ from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.grpo import stream_logprobs
+from paras2s_cli.train.policy import NativePolicy
 
 LENGTHS = [22, 9, 41, 4, 30, 16, 12, 25]
 TOP_10 = Sampling(0.8, 10)
@@ -29,7 +30,7 @@ def distance(model: SpeechLM, prompts: Streams, rolled: Rollouts, sampling: Samp
     """Mean |ratio - 1| of all tokens that were drawn."""
     answers = rolled.answers
     with torch.no_grad():
-        scored = stream_logprobs(model, prompts, answers, sampling)
+        scored = stream_logprobs(NativePolicy(model), prompts, answers, sampling)
     apart = [
         (found.logprobs.float() - given).exp().sub(1).abs()[free]
         for found, given, free in zip(

@@ -23,6 +23,7 @@ from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.grpo import grpo_stage
 from paras2s_cli.train.loop import Stage, train
 from paras2s_cli.train.metrics import read_metrics
+from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.sft import sft_stage
 
 LORA = Lora(r=4, alpha=8)
@@ -99,7 +100,7 @@ def aligned(folder: Path, warm_of: Callable[[SpeechLM], SpeechLM]) -> tuple[Path
         return torch.tensor([float(len(c) > 0 and c[0] % 2) for c in codes])
 
     folder.mkdir()
-    train(grpo_stage(folder, grpo, 3, policy, warm_of(policy), asked, reward, None, adapter))
+    train(grpo_stage(folder, grpo, 3, NativePolicy(policy), NativePolicy(warm_of(policy)), asked, reward, None, adapter))
     return folder, adapter
 
 

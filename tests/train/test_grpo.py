@@ -20,6 +20,7 @@ from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.grpo import Experience, RewardFunction, group_advantages, grpo_stage, stream_logprobs, stream_loss
 from paras2s_cli.train.loop import Stage, train
 from paras2s_cli.train.metrics import read_metrics
+from paras2s_cli.train.policy import NativePolicy
 
 NAN = float("nan")
 LENGTHS = [22, 9, 41, 4, 30, 16, 12, 25]
@@ -111,7 +112,7 @@ def sampled(sampling: Sampling, seed: int = 9) -> tuple[Rollouts, tuple]:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_on_policy_the_ratio_is_1(sampling: Sampling) -> None:
     rolled, arguments = sampled(sampling)
-    streams = stream_logprobs(*arguments)
+    streams = stream_logprobs(NativePolicy(arguments[0]), *arguments[1:])
     answers = rolled.answers
     for found, given, free in zip(
         streams, (rolled.text_logprobs, rolled.audio_logprobs), (answers.text_free, answers.audio_free), strict=True
@@ -126,7 +127,7 @@ def test_another_model_still_gives_every_drawn_token_a_probability() -> None:
     """What is in the policy's top k need not be in the warm model's: its log-probability, and so the KL, stays finite."""
     rolled, (_, prompts, answers, sampling) = sampled(Sampling(1.0, 3))
     for found, free in zip(
-        stream_logprobs(tiny_model(seed=2), prompts, answers, sampling), (answers.text_free, answers.audio_free), strict=True
+        stream_logprobs(NativePolicy(tiny_model(seed=2)), prompts, answers, sampling), (answers.text_free, answers.audio_free), strict=True
     ):
         assert found.logprobs.isfinite().all() and (found.logprobs[free] < 0).all()
     assert (rolled.audio_logprobs >= -30).all()
@@ -142,7 +143,7 @@ def stage(
     policy, warm = tiny_model(delay=1), tiny_model(delay=1).requires_grad_(False)
     optimised = Train(steps=steps, lr=3e-3, warmup=2, weight_decay=0.0, precision="fp32", clip=1.0)
     grpo = Grpo(train=optimised, prompts=4, group=8, limit=14, **settings)  # type: ignore[arg-type]
-    return grpo_stage(folder, grpo, 3, policy, warm, queries(), reward, after)
+    return grpo_stage(folder, grpo, 3, NativePolicy(policy), NativePolicy(warm), queries(), reward, after)
 
 
 def one_if_first_is(code: int) -> RewardFunction:

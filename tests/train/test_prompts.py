@@ -17,6 +17,7 @@ from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import Grpo, Train
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import grpo_stage
+from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
 from paras2s_cli.train.sft import descend, lay_out
 from tests.checkpoints import write_kimi_audio_that_hears
@@ -79,7 +80,7 @@ def test_a_step_of_grpo_is_on_policy(loaded: tuple[SpeechLM, TextTokenizer], fol
     def reward(queries: list[Spoken], codes: list[np.ndarray], texts: torch.Tensor, group: int) -> torch.Tensor:
         return torch.arange(len(queries) * group).float() % 3
 
-    stage = grpo_stage(tmp_path, settings, 1, model, load_model(folder)[0].float(), spoken, reward)
+    stage = grpo_stage(tmp_path, settings, 1, NativePolicy(model), NativePolicy(load_model(folder)[0].float()), spoken, reward)
     metrics = stage.step(0)
     assert metrics["kl_text"] < 1e-6 and metrics["kl_audio"] < 1e-6 and metrics["off_policy_audio"] < 1e-4
     touched = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]

@@ -16,6 +16,7 @@ from paras2s_cli.rollout.engine import rollout
 from paras2s_cli.rollout.sampling import Sampling, Warp
 from paras2s_cli.train import scoring
 from paras2s_cli.train.grpo import stream_logprobs
+from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.sft import next_token_losses
 
 N, D, V = 250, 12, 90
@@ -112,7 +113,7 @@ def test_on_policy_the_ratio_is_1_in_pieces(sampling: Sampling, monkeypatch: pyt
     losses = next_token_losses(model, prompts.repeat(8), rolled.answers)
     monkeypatch.setattr(scoring, "LOGITS", 500)
     answers = rolled.answers
-    streams = stream_logprobs(model, prompts, answers, sampling)
+    streams = stream_logprobs(NativePolicy(model), prompts, answers, sampling)
     for found, given, free in zip(
         streams, (rolled.text_logprobs, rolled.audio_logprobs), (answers.text_free, answers.audio_free), strict=True
     ):

@@ -1,0 +1,98 @@
+"""What training asks of a speech-to-speech model: of the speech LM that is implemented here, or of Qwen2.5-Omni through transformers."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from paras2s_cli.audio.read import read_audio
+from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.models.omni import OmniPrompts, Part, QwenOmni
+from paras2s_cli.models.omni_streams import answer_logits
+from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of
+from paras2s_cli.models.speech_lm import SpeechLM, Streams
+from paras2s_cli.rollout.engine import Rollouts, rollout
+from paras2s_cli.rollout.omni import rollout_omni
+from paras2s_cli.rollout.sampling import Sampling
+from paras2s_cli.train.prompts import prompts_of
+from paras2s_cli.train.scoring import Scores, score, score_logits
+
+
+class Policy(Protocol):
+    """A model that answers speech in two streams. Prompts are its own; a prompt of P queries serves P x group answers, side by side."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained and kept in checkpoints."""
+        ...
+
+    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None) -> Any:
+        """Prompts of recorded queries. generator: varies what is heard, where the model has a way to."""
+        ...
+
+    def rollout(self, prompts: Any, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
+        """Samples `group` answers to each prompt, with the log-probabilities of the distribution that was sampled from."""
+        ...
+
+    def scores(self, prompts: Any, answers: Answers, sampling: Sampling) -> tuple[Scores, Scores]:
+        """Text and audio of the free positions, in their order, with gradient. Prompts may be a G-th of the answers, G to each."""
+        ...
+
+    def codes(self, answers: Answers) -> list[np.ndarray]:
+        """The audio codes of each answer, int64, without what only ends them."""
+        ...
+
+
+class NativePolicy:
+    """The speech LM. What it hears is varied by its generator as another speaker might say it."""
+
+    def __init__(self, model: SpeechLM) -> None:
+        self.module = model
+
+    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None) -> Streams:
+        return prompts_of(self.module, queries, generator)
+
+    def rollout(self, prompts: Streams, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
+        return rollout(self.module, prompts, group=group, sampling=sampling, seed=seed, row_ids=row_ids, limit=limit)
+
+    def scores(self, prompts: Streams, answers: Answers, sampling: Sampling) -> tuple[Scores, Scores]:
+        model, words, codes = self.module, answers.text_free, answers.audio_free
+        text, audio = answer_hidden(model, prompts, answers)
+        columns = model.audio_column(answers.audio[codes])
+        return (
+            score(text[words], model.text_head, answers.text[words], sampling.text),
+            score(audio[codes], model.audio_head, columns, sampling.audio),
+        )
+
+    def codes(self, answers: Answers) -> list[np.ndarray]:
+        return codes_of(answers, self.module.config)
+
+
+class OmniPolicy:
+    """Qwen2.5-Omni, of which one part learns. It hears the recordings as they are.
+
+    Args:
+        part: what learns; None is nothing, for the model that the KL penalty is measured from.
+    """
+
+    def __init__(self, omni: QwenOmni, part: Part | None) -> None:
+        self.omni = omni
+        self.module = nn.ModuleList(omni.learn(part))
+
+    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None) -> OmniPrompts:
+        return self.omni.prompt([read_audio(q.path) for q in queries])
+
+    def rollout(self, prompts: OmniPrompts, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
+        return rollout_omni(self.omni, prompts, group=group, sampling=sampling, seed=seed, row_ids=row_ids, limit=limit)
+
+    def scores(self, prompts: OmniPrompts, answers: Answers, sampling: Sampling) -> tuple[Scores, Scores]:
+        text, audio = answer_logits(self.omni, prompts, answers)
+        return (
+            score_logits(text, answers.text[answers.text_free], sampling.text),
+            score_logits(audio, answers.audio[answers.audio_free], sampling.audio),
+        )
+
+    def codes(self, answers: Answers) -> list[np.ndarray]:
+        return self.omni.codes_of(answers)

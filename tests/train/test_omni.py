@@ -1,0 +1,75 @@
+"""Qwen2.5-Omni is aligned by the step that aligns the speech LM: from a recording, and only the part that is to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from paras2s_cli.audio.write import write_wav
+from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.models.omni import Part, QwenOmni
+from paras2s_cli.recipe.schema import Grpo, Train
+from paras2s_cli.train.grpo import Experience, grpo_stage
+from paras2s_cli.train.loop import train
+from paras2s_cli.train.metrics import read_metrics
+from paras2s_cli.train.policy import OmniPolicy
+from tests.qwen2_5_omni import write_qwen2_5_omni
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_qwen2_5_omni(tmp_path_factory.mktemp("omni"))
+
+
+def recordings(folder: Path) -> list[Spoken]:
+    found = []
+    for i, n in enumerate((5000, 9000)):
+        path = folder / f"query{i}.wav"
+        write_wav(path, (0.1 * np.random.default_rng(i).normal(size=n)).astype(np.float32))
+        found.append(Spoken({"id": f"query{i}"}, path, np.zeros((1, 1), np.float32)))
+    return found
+
+
+@pytest.mark.parametrize("part", ["talker", "thinker", "both"])
+def test_a_step_changes_the_part_that_learns(folder: Path, tmp_path: Path, part: Part) -> None:
+    seen: list[Experience] = []
+
+    def reward(asked: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
+        assert len(codes) == len(asked) * group == len(texts)
+        return torch.arange(float(len(codes)))
+
+    omni, warm = QwenOmni.load(folder), QwenOmni.load(folder)
+    settings = Grpo(
+        train=Train(steps=2, lr=1e-2, warmup=0, weight_decay=0.0, precision="fp32"),
+        prompts=2,
+        group=2,
+        temperature=0.9,
+        audio_top_k=12,
+        limit=10,
+    )
+    before = {name: weight.clone() for name, weight in omni.model.state_dict().items()}
+    stage = grpo_stage(
+        tmp_path,
+        settings,
+        3,
+        OmniPolicy(omni, part),
+        OmniPolicy(warm, None),
+        recordings(tmp_path),
+        reward,
+        lambda step, metrics, experience: seen.append(experience),
+    )
+    train(stage)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    changed = {name.split(".")[0] for name, weight in omni.model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == ({"talker", "thinker"} if part == "both" else {part})
+    assert all(torch.equal(weight, before[name]) for name, weight in warm.model.state_dict().items())
+    assert all(rows[i][f"off_policy_{stream}"] <= 1e-5 for i in range(2) for stream in ("text", "audio"))
+    assert rows[0]["kl_audio"] < 1e-9 < rows[1]["kl_audio"]
+    assert (rows[1]["kl_text"] > 1e-9) == (part != "talker")
+    codes = max(seen[0].codes, key=len)
+    assert len(codes) and len(omni.speak([codes], [1])[0]) == 480 * len(codes)
