@@ -104,7 +104,7 @@ def test_what_is_missing_or_of_another_model_is_said(folder: Path, tmp_path: Pat
     (there / "hearing.json").write_text(json.dumps({"speech_tokenizer": str(folder.parent / SPEECH_TOKENIZER)}))
     config = json.loads((there / "whisper-large-v3" / "config.json").read_text())
     (there / "whisper-large-v3" / "config.json").write_text(json.dumps(config | {"d_model": 16}))
-    assert "does not fit its config.json" in said()
+    assert "does not fit the config beside it" in said()
     (there / "whisper-large-v3" / "model.safetensors").rename(there / "whisper-large-v3" / "pytorch_model.bin")
     assert "is a pickle" in said()
     shutil.rmtree(there / "whisper-large-v3")
