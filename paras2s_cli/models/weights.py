@@ -34,12 +34,16 @@ class Layout:
     spare: dict[str, Tensor] = field(default_factory=dict)
 
 
+def _never(name: str) -> bool:
+    return False
+
+
 def read_weights(
     folder: Path,
     model: nn.Module,
     device: torch.device | str,
-    is_spare: Callable[[str], bool],
-    is_foreign: Callable[[str], bool] = lambda name: False,
+    is_spare: Callable[[str], bool] = _never,
+    is_foreign: Callable[[str], bool] = _never,
 ) -> Layout:
     """Gives a model on the meta device its parameters, under the names of its state dict and with the dtypes of the files.
 

@@ -118,10 +118,11 @@ class DiT(nn.Module):
         rope = self.config.rope_params
         positions = torch.arange(start, start + x.shape[1], device=x.device) / rope.rope_interpolation_factor
         angles = positions[:, None] * rotary_rates(self.config.head_dim, rope.rope_base, x.device)
+        cos, sin = angles.cos(), angles.sin()
         condition = self.t_embedder(time) + self.semantic_token_embedding(codes)
         x, seen = self.input_linear(x), []
         for i, block in enumerate(self.blocks):
-            x, keys_values = block(x, condition, angles.cos(), angles.sin(), None if past is None else past[i])
+            x, keys_values = block(x, condition, cos, sin, None if past is None else past[i])
             seen.append(keys_values)
         return self.final_layer(x, condition), seen
 

@@ -2,7 +2,7 @@
 
 A chunk is drawn with the first codes of the next one at hand. What is drawn for those is thrown away; they are drawn again where they
 belong. The rest is heard once more as finished, and its keys and values are what the next chunk sees of it (Kimi-Audio, arXiv
-2504.18425, section 3.3, and its public code).
+2504.18425, and its public code).
 """
 
 from dataclasses import dataclass

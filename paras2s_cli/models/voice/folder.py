@@ -39,18 +39,14 @@ def load_voice(
         raise UsageError(f"{folder}: {FLOW}/ has {flow_config.model.dit.input_size} mel bins, but {VOCODER}/ {vocoder_config.num_mels}")
     with torch.device("meta"):
         flow, vocoder = Flow(flow_config, chunking or Chunking()), Vocoder(vocoder_config)
-    # what is not of the DiT, training's own, takes most of the published file
-    read_weights(folder / FLOW, flow, device, _none, lambda name: not name.startswith("speech_model."))
+    # the published file has more in it than the DiT
+    read_weights(folder / FLOW, flow, device, is_foreign=lambda name: not name.startswith("speech_model."))
     _divide(vocoder)
-    read_weights(folder / VOCODER, vocoder, device, _none)
+    read_weights(folder / VOCODER, vocoder, device)
     _multiply(vocoder)
     for network in (flow, vocoder):
         network.requires_grad_(False).eval().to(dtype=dtype)
     return Voice(flow, vocoder)
-
-
-def _none(name: str) -> bool:
-    return False
 
 
 def _convolutions(model: nn.Module) -> list[nn.Module]:

@@ -75,7 +75,10 @@ class Block(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """Under the names of the published checkpoint. Channels halve with every rise of the rate."""
+    """Under the names of the published checkpoint, but that a convolution's weight is one tensor here and two there (`folder`).
+
+    Channels halve with every rise of the rate.
+    """
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()

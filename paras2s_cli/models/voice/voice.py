@@ -46,12 +46,12 @@ class Voice:
         return self.flow.speech_model.config.semantic_vocab_size
 
     def stream(self, codes: np.ndarray, seed: int = 0) -> Iterator[np.ndarray]:
-        """The waveform of codes [N] int64 in pieces, each as soon as its codes and the look-ahead are there: float32 [T] at `rate` Hz."""
+        """The waveform of codes [N] int64 in pieces, float32 [T] at `rate` Hz: one a chunk, which depends on no code after that chunk."""
         for _, waves in self._pieces([codes], seed):
             yield waves[0]
 
     def speak(self, codes: np.ndarray, seed: int = 0) -> np.ndarray:
-        """The whole waveform of codes [N] int64: float32 [N * 4 * hop_size] in -1..1 at `rate` Hz."""
+        """The whole waveform of codes [N] int64: float32 [N * 4 * hop_size] in -1..1 at `rate` Hz. No codes give no samples."""
         return np.concatenate([np.zeros(0, np.float32), *self.stream(codes, seed)])
 
     def decode(self, codes: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
@@ -97,7 +97,7 @@ class Voice:
         as in the published code. There the window's halves add up to 1.08, and the last chunk is not blended.
         """
         device = self.vocoder.conv_pre.weight.device
-        mel, context = self.flow(torch.from_numpy(codes).to(device), noise.to(device), None if state is None else state.context, last)
+        mel, context = self.flow(torch.from_numpy(codes).to(device), noise, None if state is None else state.context, last)
         said = mel.shape[1] // 2  # frames
         if state is not None:
             mel, said = torch.cat([state.mel, mel], 1), 2 * state.mel.shape[1]
