@@ -174,6 +174,18 @@ def test_what_it_would_compute_wrongly(model: torch.nn.Module) -> None:
             transformers_attention.attention_forward(attention, heads, heads, heads, None, **options)
 
 
+def test_a_window_counts_the_prefix_and_the_longest_sequence(model: torch.nn.Module) -> None:
+    model.set_attn_implementation(NAME)
+    attention = model.model.layers[0].self_attn
+    cache = model(input_ids=ids(1, 3), use_cache=True).past_key_values
+    query, key = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8)
+    packed = {"cu_seq_lens_q": torch.tensor([0, 4, 9], dtype=torch.int32), "max_length_q": 5, "shared_prefix": cache}
+    within, _ = transformers_attention.attention_forward(attention, query, key, key, None, sliding_window=8, **packed)
+    torch.testing.assert_close(within, transformers_attention.attention_forward(attention, query, key, key, None, **packed)[0])
+    with pytest.raises(ValueError, match=r"^sliding_window: .* 7 tokens in all"):
+        transformers_attention.attention_forward(attention, query, key, key, None, sliding_window=7, **packed)
+
+
 def test_attention_in_both_directions_goes_to_sdpa(model: torch.nn.Module, calls: list[list[int]]) -> None:
     heads = torch.randn(1, 4, 9, 8)
     out, _ = transformers_attention.attention_forward(torch.nn.Module(), heads, heads, heads, None, scaling=1.0, is_causal=False)

@@ -39,9 +39,9 @@ def _hidden(length: int, prefix: int, device: torch.device) -> Tensor:
     return torch.ones(length, prefix + length, dtype=torch.bool, device=device).triu_(prefix + 1)
 
 
-def _with_prefix(packed: Tensor, prefix: Tensor | None, start: int, count: int, length: int) -> Tensor:
-    """Keys or values of a run, [n, Hkv, P + L, d]."""
-    own = packed[start : start + count * length].unflatten(0, (count, length))
+def _with_prefix(own: Tensor, prefix: Tensor | None, count: int, length: int) -> Tensor:
+    """A run's keys or values, [n * L, Hkv, d] -> [n, Hkv, P + L, d]."""
+    own = own.view(count, length, -1, own.shape[2])
     if prefix is not None:
         own = torch.cat([prefix.expand(count, *prefix.shape), own], 1)
     return own.transpose(1, 2)
@@ -62,15 +62,20 @@ def attend(
     q, k, v = q.float(), k.float(), v.float()
     if prefix_k is not None and prefix_v is not None:
         prefix_k, prefix_v = prefix_k.float(), prefix_v.float()
+    found = runs(cu_seqlens, q.shape[0], max_seqlen)
+    # Split and not sliced: the gradient of every slice would be as long as all sequences together.
+    sizes = [count * length for _, count, length in found]
+    dim, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    prefix, mask = 0 if prefix_k is None else prefix_k.shape[0], None
+    if prefix:
+        longest = max((length for _, _, length in found), default=0)
+        mask = torch.zeros(longest, prefix + longest, device=q.device).masked_fill_(_hidden(longest, prefix, q.device), _NEG_INF)
     parts = []
-    for start, count, length in runs(cu_seqlens, q.shape[0], max_seqlen):
-        keys, values = (_with_prefix(*pair, start, count, length) for pair in ((k, prefix_k), (v, prefix_v)))
-        queries = q[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
-        prefix = keys.shape[2] - length
-        seen = None if not prefix else ~_hidden(length, prefix, q.device)
-        out = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=seen, is_causal=not prefix, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
+    for (_, count, length), queries, keys, values in zip(found, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+        keys, values = _with_prefix(keys, prefix_k, count, length), _with_prefix(values, prefix_v, count, length)
+        queries = queries.view(count, length, -1, dim).transpose(1, 2)
+        seen = None if mask is None else mask[:length, : prefix + length]
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, is_causal=mask is None, scale=scale, enable_gqa=grouped)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     if not parts:
         return (q * 0).to(dtype)  # no tokens, and still a part of the graph
@@ -93,8 +98,9 @@ def _scores(
 ) -> Iterator[Tensor]:
     """A run's queries [n, Hkv, rep, L, d], keys and values [n, Hkv, 1, P + L, d] and masked scores, in fp32."""
     queries = _grouped(q, *run, k.shape[1])
-    keys, values = (_with_prefix(*pair, *run).float().unsqueeze(2) for pair in ((k, prefix_k), (v, prefix_v)))
-    length = run[2]
+    start, count, length = run
+    part = slice(start, start + count * length)
+    keys, values = (_with_prefix(x[part], prefix, count, length).float().unsqueeze(2) for x, prefix in ((k, prefix_k), (v, prefix_v)))
     hidden = _hidden(length, keys.shape[3] - length, q.device)
     scores = (queries @ keys.transpose(-1, -2)).mul_(scale).masked_fill_(hidden, _NEG_INF)
     yield from (queries, keys, values, scores)
