@@ -2,21 +2,25 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from paras2s_cli.audio.read import audio_info
+from paras2s_cli.bench.outside import Source
 from paras2s_cli.bench.report import write_report
 from paras2s_cli.bench.stats import Scored, Summary, summarise
-from paras2s_cli.bench.systems import MODELS, Answer, LoadModel, answers_of, check_names, saved
+from paras2s_cli.bench.systems import MODELS, REFERENCES, Answer, LoadModel, answers_of, parse_systems, saved
 from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.worlds import Spoken, World
+from paras2s_cli.endpoint.cost import Estimate, check_cost
+from paras2s_cli.judge.endpoint.estimate import estimate
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.stages import Utterance, Verdict
 from paras2s_cli.recipe.schema import BenchRecipe
 from paras2s_cli.train.distill import hear_queries
 
-GREEDY, SAMPLED = "greedy", "T=1"
+GREEDY, SAMPLED, AS_IS = "greedy", "T=1", "as it is"
 COMPARED = [("aligned", "sft"), ("sft", "base")]
 
 
@@ -29,31 +33,51 @@ def run_bench(
     say: Callable[[str], None],
     training: list[dict] | None = None,
     meta: dict | None = None,
+    *,
+    queries: Sequence[Spoken] | None = None,
+    sources: Mapping[str, Source] | None = None,
+    max_cost: float | None = None,
 ) -> Summary:
     """Measures the recipe's systems on its split.
 
     Args:
         load: gives the models among the systems.
         folder: gets rows.jsonl, summary.json, report.html and the answers as files.
+        queries: what is asked, instead of the world's queries; nothing but a judge knows what is right then.
+        sources: systems by their names that are not our own.
 
     Raises:
-        UsageError: a system is not known.
+        UsageError: a system is not known, or the bench is likely to cost more than `max_cost`.
     """
-    check_names([*recipe.systems, *recipe.sampled])
+    names, sources = [system.name for system in parse_systems(recipe.systems)], sources or {}
+    foreign = queries is not None
+    queries = first_of_each_dimension(world.queries(recipe.split) if queries is None else queries, recipe.limit)
+    plan = [(name, GREEDY if name in MODELS else AS_IS, 0.0) for name in names]
+    plan += [(name, SAMPLED, 1.0) for name in recipe.sampled if name in names]
+    seconds = sum(audio_info(query.path).seconds or 0.0 for query in queries)
+    costs = estimates(recipe, sources, len(plan), len(queries), seconds)
+    for who, what in costs:
+        say(f"bench: {who}: {what}")
+    check_cost([what for _, what in costs], max_cost)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers").mkdir(exist_ok=True)
-    queries = first_of_each_dimension(world.queries(recipe.split), recipe.limit)
     asked = hear_queries(judge, queries)
-    plan = [(name, GREEDY if name in MODELS else "reference", 0.0) for name in recipe.systems]
-    plan += [(name, SAMPLED, 1.0) for name in recipe.sampled if name in recipe.systems]
     rows: list[Scored] = []
     for name, mode, temperature in plan:
         say(f"bench: {name} ({mode}) on {len(queries)} queries")
-        answers = answers_of(name, world, queries, asked, temperature, recipe.seed, load)
-        rows += scored(name, mode, answers, asked, judge, world, recipe.seed, folder / "answers")
+        if name in sources:
+            answers = sources[name].answers(world, queries, asked)
+        else:
+            answers = answers_of(name, world, queries, asked, temperature, recipe.seed, load)
+        rows += scored(name, mode, answers, asked, judge, None if foreign else world, recipe.seed, folder / "answers")
+        faults = Counter(answer.fault.failure for answer in answers if answer.fault)
+        if faults:
+            say(f"bench: {name}: {faults.total()} without an answer: {', '.join(f'{n} {why}' for why, n in faults.items())}")
     write_text(folder / "rows.jsonl", "".join(json.dumps(_line(row)) + "\n" for row in rows))
-    summary = summarise(rows, compare=COMPARED, draws=recipe.draws, seed=recipe.seed)
-    page = {"judge": ", ".join(judge.name.values()), "split": recipe.split, "seed": recipe.seed, **(meta or {})}
+    beside = [(name, "cascade") for name in sources if name not in REFERENCES]
+    summary = summarise(rows, compare=COMPARED + beside, draws=recipe.draws, seed=recipe.seed)
+    suite = {"queries": recipe.queries or recipe.world, "split": recipe.split, "seed": recipe.seed}
+    page = {"judge": ", ".join(judge.name.values()), **suite, **(meta or {})}
     write_report(
         folder / "report.html",
         summary,
@@ -65,6 +89,15 @@ def run_bench(
         seed=recipe.seed,
     )
     return summary
+
+
+def estimates(recipe: BenchRecipe, sources: Mapping[str, Source], measured: int, count: int, seconds: float) -> list[tuple[str, Estimate]]:
+    """What servers are likely to be asked: by systems, and by the judge of so many `measured` ones on queries of so many seconds."""
+    found = [(name, each) for name, source in sources.items() for each in source.estimates(count, seconds)]
+    if recipe.judge and recipe.judge.endpoint:
+        # An answer is reckoned to be as long as its query.
+        found.append(("the judge", estimate(recipe.judge.endpoint, measured * count, 2 * measured * seconds)))
+    return found
 
 
 def first_of_each_dimension(queries: Sequence[Spoken], limit: int) -> list[Spoken]:
@@ -84,17 +117,27 @@ def scored(
     answers: Sequence[Answer],
     asked: Sequence[Utterance],
     judge: Judge,
-    world: World,
+    world: World | None,
     seed: int,
     folder: Path,
 ) -> list[Scored]:
-    """One row an answer: the judge's score, and the truth's. asked: what the judge heard in the query of each."""
-    said = judge.hear([a.wave for a in answers], "answer")
-    verdicts = judge.scorer.score(list(zip(asked, said, strict=True)), closed=True)
-    return [
-        _scored(name, mode, answer, q, a, v, world.truth(answer.query, answer.spoken), seed, folder)
-        for answer, q, a, v in zip(answers, asked, said, verdicts, strict=True)
-    ]
+    """One row an answer: the judge's score, and the truth's, where the queries are a world's and the answer one that it can know.
+
+    asked: what the judge heard in the query of each.
+    """
+    waves = {i: answer.wave for i, answer in enumerate(answers) if answer.wave is not None}
+    said = dict(zip(waves, judge.hear(list(waves.values()), "answer"), strict=True))
+    verdicts = judge.scorer.score(
+        [(asked[i], said[i]) for i in waves],
+        closed=not any(answer.outside for answer in answers),
+        requirements=[answers[i].query.row.get("requirement") for i in waves],
+    )
+    judged = dict(zip(waves, verdicts, strict=True))
+    rows = []
+    for i, (answer, query) in enumerate(zip(answers, asked, strict=True)):
+        truth = None if world is None or answer.outside else world.truth(answer.query, answer.spoken)
+        rows.append(_scored(name, mode, answer, query, said.get(i), judged.get(i), truth, seed, folder))
+    return rows
 
 
 def _scored(
@@ -102,9 +145,9 @@ def _scored(
     mode: str,
     answer: Answer,
     asked: Utterance,
-    said: Utterance,
-    verdict: Verdict,
-    truth: float,
+    said: Utterance | None,
+    verdict: Verdict | None,
+    truth: float | None,
     seed: int,
     folder: Path,
 ) -> Scored:
@@ -117,15 +160,16 @@ def _scored(
         dimension=query.row["dimension"],
         style=query.row["style"],
         seed=seed,
-        score=verdict.score,
+        score=verdict.score if verdict else None,
         truth=truth,
-        heard_text=said.heard.text,
-        written_text=answer.written,
+        heard_text=said.heard.text if said else "",
+        written_text=answer.written if said else None,
         tone_in=asked.words,
-        tone_out=said.words,
-        reason=verdict.reason,
+        tone_out=said.words if said else "",
+        reason=verdict.reason if verdict else answer.fault.reason if answer.fault else "",
+        failure=verdict.failure if verdict else answer.fault.failure if answer.fault else None,
         query_audio=query.path,
-        answer_audio=saved(answer, folder, f"{name}.{mode.replace('=', '')}"),
+        answer_audio=saved(answer, folder, f"{name}.{mode.replace('=', '').replace(' ', '-')}"),
     )
 
 

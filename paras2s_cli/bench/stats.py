@@ -20,6 +20,7 @@ from paras2s_cli.bench.intervals import (
     spearman,
 )
 from paras2s_cli.bench.words import normalise, text_agreement, word_errors
+from paras2s_cli.data.rows import Failure
 
 __all__ = [
     "Comparison",
@@ -67,6 +68,7 @@ class Scored:
     reason: str
     query_audio: Path
     answer_audio: Path | None
+    failure: Failure | None = None  # why there is no score
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Systems under test: each answers recorded queries."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,26 +8,45 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from paras2s_cli.data.cache import file_name
 from paras2s_cli.data.worlds import Spoken, World
+from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.recipe.schema import BenchRecipe
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.distill import answer_queries, codes_of_all
 
 MODELS = ("base", "sft", "aligned")
 REFERENCES = ("cascade", "topline")
+_OUTSIDE = re.compile(r"(?:([\w-]+)=)?((cmd|openai|files):(.*))", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class System:
+    """A system as it is asked for. name: in tables. kind: `cmd`, `openai` or `files`, or the name of one of our own. what: the rest."""
+
+    name: str
+    kind: str
+    what: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system answered. wave: float32 at 16 kHz. written: its text stream or script. spoken: the recording it is, where it is one."""
+    """What a system answered. wave: float32 at 16 kHz. written: its text stream or script. spoken: the recording it is, where it is one.
+
+    An answer from outside is a `file`, and maybe nothing that the world knows. One that is missing has a `fault` instead of a wave.
+    """
 
     query: Spoken
-    wave: np.ndarray
-    written: str
+    wave: np.ndarray | None
+    written: str | None
     spoken: Spoken | None
+    outside: bool = False
+    file: Path | None = None
+    fault: Fault | None = None
 
 
 def model_answers(
@@ -57,11 +77,30 @@ def _recorded(query: Spoken, answer: Spoken) -> Answer:
     return Answer(query, soundfile.read(answer.path, dtype="float32")[0], answer.row["text"], answer)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises UsageError for a system that is not known."""
-    for name in names:
-        if name not in (*MODELS, *REFERENCES):
-            raise UsageError(f"no system is called {name!r}; there are {', '.join((*MODELS, *REFERENCES))}")
+def is_system(word: str) -> bool:
+    """Whether a word of the command line names a system, and is no override of a recipe's key."""
+    found = _OUTSIDE.fullmatch(word)
+    return "=" not in word or bool(found and found[1] not in BenchRecipe.model_fields)
+
+
+def parse_systems(words: Sequence[str]) -> list[System]:
+    """Names of our own systems, `cmd:PROGRAM ...`, `openai:MODEL` and `files:MANIFEST`; these three may begin with `NAME=`.
+
+    Raises:
+        UsageError: a system is not known, or two have one name.
+    """
+    systems: list[System] = []
+    for word in words:
+        found = _OUTSIDE.fullmatch(word)
+        if found is None and word not in (*MODELS, *REFERENCES):
+            known = ", ".join((*MODELS, *REFERENCES))
+            raise UsageError(f"no system is called {word!r}; there are {known}, cmd:PROGRAM, openai:MODEL and files:MANIFEST")
+        systems.append(System(found[1] or found[2], found[3], found[4]) if found else System(word, word))
+        if systems[-1].name in [system.name for system in systems[:-1]]:
+            raise UsageError(f"two systems are called {systems[-1].name!r}; write NAME={word} for one of them")
+        if found and systems[-1].name in (*MODELS, *REFERENCES):
+            raise UsageError(f"{systems[-1].name!r} is the name of a system of our own; choose another for {found[2]!r}")
+    return systems
 
 
 LoadModel = Callable[[str], tuple[SpeechLM, TextTokenizer]]
@@ -89,10 +128,12 @@ def answers_of(
     return model_answers(model, tokenizer, world, queries, temperature, seed)
 
 
-def saved(answer: Answer, folder: Path, name: str) -> Path:
-    """Writes an answer as a file and says where."""
+def saved(answer: Answer, folder: Path, name: str) -> Path | None:
+    """Where an answer's file is, written if it is none yet; None where there is no answer."""
     from paras2s_cli.audio.write import write_wav
 
-    path = folder / f"{name}.{answer.query.id}.wav"
+    if answer.wave is None or answer.file is not None:
+        return answer.file
+    path = folder / f"{name}.{file_name(answer.query.id)}.wav"
     write_wav(path, answer.wave)
     return path

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paras2s_cli.bench.stats import ALL, Comparison, Interval, Measure, Summary, SystemSummary
+from paras2s_cli.errors import TooManyFailed
 
 NOTHING = "-"
 PLAIN_WIDTH = 100  # columns, where there is no terminal to ask
@@ -54,6 +55,14 @@ def missing(summary: Summary) -> list[str]:
         for system in summary.systems
         if (score := system.score[ALL]).missing
     ]
+
+
+def check_missing(summary: Summary, max_fail: float) -> None:
+    """Raises TooManyFailed if a system has no score for more than this share of its answers."""
+    over = [s for s in summary.systems if s.score[ALL].missing > max_fail * s.score[ALL].total]
+    if over:
+        names = ", ".join(f"{s.system} ({s.score[ALL].missing} of {s.score[ALL].total})" for s in over)
+        raise TooManyFailed(f"answers without a score: {names}; more than --max-fail {max_fail:g} allows; rows.jsonl says why")
 
 
 def interval_text(interval: Interval | None, digits: int = 2) -> str:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,12 @@ def content_key(*parts: Any) -> str:
             )
         digest.update(kind + len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()[:16]
+
+
+def file_name(text: str) -> str:
+    """A text as a file's name: itself where it is one, else what is left of it and its key."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip(".")[:80]
+    return plain if plain == text else f"{plain}-{content_key(text)}"
 
 
 def is_complete(folder: Path) -> bool:

@@ -22,6 +22,9 @@ Failure = Literal[
     "bad-row",
     "outside-world",
     "judge-failed",
+    # of a system under test:
+    "exit-code",
+    "no-answer",
     # of a score stage that is a language model:
     "rate-limited",
     "server-error",

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from paras2s_cli.judge.pipeline import Judge
 
 if TYPE_CHECKING:
+    from paras2s_cli.judge.endpoint.asking import Asking
+    from paras2s_cli.judge.endpoint.scorer import EndpointScorer, Sender
+    from paras2s_cli.judge.local.scorer import LocalScorer
     from paras2s_cli.judge.stages import Describer, Listener, Scorer, Transcriber
     from paras2s_cli.recipe.schema import AudioLM, JudgeRecipe, PolytoneRecipe, Whisper
 
@@ -66,3 +69,17 @@ def load_describer(settings: "AudioLM", say: Say) -> "Describer":
 
     say(f"loading {settings.model}")
     return AudioLMDescriber(settings)
+
+
+def load_scorer(recipe: "JudgeRecipe", say: Say, asking: "Asking", sender: "Sender | None" = None) -> "EndpointScorer | LocalScorer | None":
+    """The third stage; None where it is that of the ears' world. An endpoint is asked through `sender` where there is one.
+
+    Raises UsageError for one that cannot be used.
+    """
+    from paras2s_cli.recipe.schema import LocalLM
+
+    if isinstance(recipe.score, LocalLM):
+        from paras2s_cli.judge.local import scorer
+
+        return scorer.load_scorer(recipe.score, say)
+    return asking.scorer(recipe.score, say, sender)

@@ -1,13 +1,12 @@
 """What was heard before, on disk: an utterance that was listened to once is not listened to again."""
 
 import json
-import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 
-from paras2s_cli.data.cache import cache_root, content_key
+from paras2s_cli.data.cache import cache_root, file_name
 from paras2s_cli.judge.stages import Heard, Span, Toned, Utterance
 
 _AT_ONCE = 500  # keys in one query; SQLite allows 999 in old versions
@@ -22,7 +21,7 @@ class HeardCache:
     """
 
     def __init__(self, listener: str, say: Callable[[str], None]) -> None:
-        self.path = cache_root() / "heard" / _folder_name(listener) / "utterances.sqlite"
+        self.path = cache_root() / "heard" / file_name(listener) / "utterances.sqlite"
         self.asked: set[str] = set()
         """Distinct keys that were ever fetched."""
         self.found = 0
@@ -88,8 +87,3 @@ def _parse(text: str) -> Utterance | None:
         return Utterance(Heard(**(heard | {"spans": spans})), Toned(**fields["toned"]), str(fields["words"]))
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _folder_name(listener: str) -> str:
-    plain = re.sub(r"[^A-Za-z0-9._-]", "-", listener).lstrip(".")[:80]
-    return plain if plain == listener else f"{plain}-{content_key(listener)}"

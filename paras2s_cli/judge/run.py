@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from paras2s_cli.audio.read import audio_info, read_audio
 from paras2s_cli.data.manifest import JsonlWriter, read_rows_leniently
 from paras2s_cli.data.rows import Judgement, Pair
 from paras2s_cli.errors import TooManyFailed, UsageError
-from paras2s_cli.judge.backends import Say, assemble_judge
+from paras2s_cli.judge.backends import Say, assemble_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.scores import (
@@ -27,11 +26,7 @@ from paras2s_cli.judge.stages import RATE
 from paras2s_cli.judge.stream import hear_and_score, identity_of, judge_stream, told, who
 from paras2s_cli.judge.windows import AnyPair, sound_seconds
 from paras2s_cli.recipe.load import dump_recipe, load_recipe
-from paras2s_cli.recipe.schema import JudgeRecipe, LocalLM
-
-if TYPE_CHECKING:
-    from paras2s_cli.judge.endpoint.scorer import EndpointScorer
-    from paras2s_cli.judge.local.scorer import LocalScorer
+from paras2s_cli.recipe.schema import JudgeRecipe
 
 Emit = Callable[[Judgement], None]
 Watch = Callable[[int, int], None]
@@ -56,21 +51,13 @@ class Settings:
         self.asking.check(recipe.endpoint, self.judge)
         return recipe
 
-    def load_scorer(self, recipe: JudgeRecipe, say: Say) -> "EndpointScorer | LocalScorer | None":
-        """The recipe's score stage; None where it is that of the ears' world. Raises UsageError for one that cannot be used."""
-        if isinstance(recipe.score, LocalLM):
-            from paras2s_cli.judge.local.scorer import load_scorer
-
-            return load_scorer(recipe.score, say)
-        return self.asking.scorer(recipe.endpoint, say)
-
 
 def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judgement:
     """One pair. Raises UsageError for audio that cannot be read, before anything is made."""
     recipe = settings.load_recipe()
     waves = _read(query, settings), _read(answer, settings)
     settings.asking.tell_cost(recipe.endpoint, 1, sum(map(len, waves)) / RATE, say)
-    judge = assemble_judge(recipe, say, settings.load_scorer(recipe, say))
+    judge = assemble_judge(recipe, say, load_scorer(recipe, say, settings.asking))
     cache = HeardCache(judge.listener.name, say)
     heard = hear_and_score(judge, cache, [waves], closed=settings.closed)[0]
     names = {"query": str(query), "system": str(answer), "answer": str(answer)}
@@ -89,7 +76,7 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
         check_writable(out, manifest)
         left = _left(rows, already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows]))
     settings.asking.tell_cost(recipe.endpoint, len(left), sum(map(sound_seconds, left)), say)
-    scorer = settings.load_scorer(recipe, say)
+    scorer = load_scorer(recipe, say, settings.asking)
     judge = assemble_judge(recipe, say, scorer)
     cache = HeardCache(judge.listener.name, say)
     if out is not None:

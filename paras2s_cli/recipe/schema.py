@@ -1,9 +1,9 @@
 """Every recipe's fields, their defaults and what they mean."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from paras2s_cli.recipe.base import RecipeBase
 
@@ -102,16 +102,20 @@ class AudioLM(LocalModel):
         return tones
 
 
-class Endpoint(RecipeBase):
-    """The judge's third stage as a chat endpoint that speaks OpenAI's protocol (vLLM, SGLang, GPT)."""
+def _http(url: str) -> str:
+    if not url.startswith(("http://", "https://")) or "@" in url:
+        raise ValueError("write http://HOST/v1 or https://HOST/v1; the key stands in the variable that key_env names")
+    return url.rstrip("/")
 
-    backend: Literal["endpoint"] = "endpoint"
-    base_url: str
-    """What /chat/completions is put after."""
-    model: str = Field(min_length=1)
-    revision: str = ""
-    """Which weights the server holds, where the model's name does not say it: answers of one are not taken for another's."""
-    key_env: str = "OPENAI_API_KEY"
+
+BaseUrl = Annotated[str, AfterValidator(_http)]
+"""What /chat/completions is put after."""
+
+
+class Server(RecipeBase):
+    """How a server is asked that speaks OpenAI's protocol (vLLM, SGLang, GPT)."""
+
+    key_env: Annotated[str, BeforeValidator(lambda name: "" if name is None else name)] = "OPENAI_API_KEY"
     """The environment variable that holds the key; empty for a server that asks for none."""
     temperature: float | None = Field(0.0, ge=0)
     max_tokens: int = Field(400, ge=1)
@@ -136,20 +140,73 @@ class Endpoint(RecipeBase):
     price_out: float | None = Field(None, ge=0)
     """Of a million tokens, in any currency."""
 
-    @field_validator("base_url")
-    @classmethod
-    def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")) or "@" in url:
-            raise ValueError("write http://HOST/v1 or https://HOST/v1; the key stands in the variable that key_env names")
-        return url.rstrip("/")
-
     @model_validator(mode="after")
-    def _both_prices(self) -> "Endpoint":
+    def _both_prices(self) -> Self:
         if (self.price_in is None) != (self.price_out is None):
             raise ValueError("price_in and price_out go together")
         if 0 < self.tokens_a_minute <= self.max_tokens:
             raise ValueError("tokens_a_minute has no room for one reply of max_tokens")
         return self
+
+
+class Endpoint(Server):
+    """One model of a server; as the judge's third stage, a chat endpoint."""
+
+    backend: Literal["endpoint"] = "endpoint"
+    base_url: BaseUrl
+    model: str = Field(min_length=1)
+    revision: str = ""
+    """Which weights the server holds, where the model's name does not say it: answers of one are not taken for another's."""
+
+
+class Servers(Server):
+    """What `openai:MODEL` asks in a bench: the keys of an Endpoint, for all models and for each by its name."""
+
+    base_url: BaseUrl | None = None
+    """None: the environment variable OPENAI_BASE_URL."""
+    temperature: float | None = Field(None, ge=0)
+    """None: what the server takes if not told."""
+    max_tokens: int = Field(2000, ge=1)
+    voice: str = "alloy"
+    prompt: str = "You are a voice assistant. Answer in one or two sentences, as one speaks."
+    """The system message of a chat."""
+    models: dict[str, dict[str, Any]] = Field({})
+    """Where a model differs: its name -> keys of an Endpoint."""
+
+    def endpoint(self, model: str, base_url: str) -> Endpoint:
+        """One model's settings. base_url: for a model and a recipe that name none."""
+        shared = {name: getattr(self, name) for name in Server.model_fields}
+        return Endpoint.model_validate(shared | {"base_url": self.base_url or base_url, "model": model} | self.models.get(model, {}))
+
+    @model_validator(mode="after")
+    def _every_model(self) -> Self:
+        for model in self.models:
+            try:
+                self.endpoint(model, "http://unknown")
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                raise ValueError(f"models: {model}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        return self
+
+
+class Programs(RecipeBase):
+    """How `cmd:` programs are run in a bench."""
+
+    timeout: float = Field(120.0, gt=0)
+    """Seconds of one answer."""
+    concurrency: int = Field(1, ge=1)
+    """The most at a time."""
+
+
+class Cascade(RecipeBase):
+    """A bench's cascade. A stage is `pocket`, `cmd:PROGRAM ...` or `openai:MODEL`."""
+
+    asr: str = "pocket"
+    """`cmd:` with {query}; what it prints was said. pocket: the judge's transcriber."""
+    llm: str = "pocket"
+    """`cmd:` with {text}; what it prints is the answer."""
+    tts: str = "pocket"
+    """`cmd:` with {text} and {answer}."""
 
 
 class LocalLM(RecipeBase):
@@ -309,15 +366,24 @@ class Grpo(RecipeBase):
 
 
 class BenchRecipe(Recipe):
-    """Which systems are measured on which split, and how."""
+    """Which systems are measured on which queries, and how."""
 
     kind: Literal["bench"] = "bench"
+    judge: JudgeRecipe | None = None
+    """None: the run's judge, or the pocket judge where there is no run."""
     systems: list[str] = Field(default=["base", "sft", "aligned", "cascade", "topline"])
+    queries: str | None = None
+    """A manifest of queries; None: the world's."""
     split: Literal["validation", "test"] = "test"
     limit: int = Field(0, ge=0)
     sampled: list[str] = Field(default=["sft", "aligned"])
     draws: int = Field(2000, ge=100)
     players: int = Field(20, ge=0)
+    cascade: Cascade = Cascade()
+    topline: str = "pocket"
+    """`pocket`, `cmd:` with {text}, {answer} and maybe {style}, or `openai:MODEL`: who reads the written answers."""
+    programs: Programs = Programs.model_validate({})
+    openai: Servers = Servers.model_validate({})
 
 
 class AlignRecipe(Recipe):

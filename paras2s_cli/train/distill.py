@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paras2s_cli.audio.read import read_audio
 from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.judge.ears import spell
 from paras2s_cli.judge.listener import SmallListener
@@ -69,10 +70,8 @@ def hear_codes(judge: Judge, world: World, codes: Sequence[np.ndarray]) -> list[
 
 def hear_queries(judge: Judge, queries: Sequence[Spoken]) -> list[Utterance]:
     """What the judge hears in recorded queries."""
-    import soundfile
-
     distinct = {q.id: q for q in queries}
-    waves = [soundfile.read(q.path, dtype="float32")[0] for q in distinct.values()]
+    waves = [read_audio(q.path) for q in distinct.values()]
     heard = dict(zip(distinct, judge.hear(waves, "query"), strict=True))
     return [heard[q.id] for q in queries]
 

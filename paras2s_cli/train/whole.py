@@ -1,20 +1,32 @@
 """An `align` from its first missing stage to the measured result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
+from paras2s_cli.audio.workers import threads_of
+from paras2s_cli.bench.outside import make_sources
 from paras2s_cli.bench.run import run_bench
 from paras2s_cli.bench.stats import Summary
+from paras2s_cli.bench.suite import manifest_queries
+from paras2s_cli.bench.systems import MODELS
 from paras2s_cli.data.cache import is_complete
+from paras2s_cli.data.worlds import World, load_world
+from paras2s_cli.endpoint.client import Client
+from paras2s_cli.endpoint.cost import Purse
 from paras2s_cli.errors import UsageError
+from paras2s_cli.judge.backends import assemble_judge, load_judge, load_scorer
+from paras2s_cli.judge.endpoint.asking import Asking
+from paras2s_cli.judge.endpoint.verdict import read_response
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.load import load_recipe, recipe_hash
-from paras2s_cli.recipe.schema import AlignRecipe, BenchRecipe
+from paras2s_cli.recipe.schema import AlignRecipe, BenchRecipe, PolytoneRecipe
 from paras2s_cli.train.align import Run, aligned_model, prepare
 from paras2s_cli.train.base import load_base
-from paras2s_cli.train.loop import Say, WatchOf
+from paras2s_cli.train.loop import Say, Watch, WatchOf
 from paras2s_cli.train.metrics import read_metrics
 
 
@@ -46,21 +58,77 @@ def loader(run: Run) -> Callable[[str], tuple[SpeechLM, TextTokenizer]]:
     return load
 
 
-def measure_run(settings: BenchRecipe, run_folder: Path, out: Path, say: Say, watch: WatchOf) -> Summary:
-    """Benches the models of a finished `align` run.
+def measure_run(
+    settings: BenchRecipe,
+    run_folder: Path,
+    out: Path,
+    say: Say,
+    watch: WatchOf,
+    *,
+    max_cost: float | None = None,
+    allow_outside: bool = False,
+) -> Summary:
+    """Benches systems: models of a finished `align` run, which has to be there for these, and any others.
 
     Raises:
-        UsageError: the folder is no align run, or lacks a model that is to be measured.
+        UsageError: the folder is no align run, or lacks a model that is to be measured; or a system cannot be asked.
+        Paras2sError: a server refuses all, or `max_cost` would be passed.
     """
-    file = run_folder / "recipe.yaml"
-    if not file.exists():
-        raise UsageError(f"{run_folder} holds no run of align: `paras2s align --out {run_folder}` makes one, or name another with --run")
-    recipe = load_recipe(str(file), (), AlignRecipe)
-    needed = {"sft": "sft", "aligned": "grpo"}
-    for name, stage in needed.items():
-        if name in settings.systems and not is_complete(run_folder / stage / "model"):
-            raise UsageError(f"{run_folder} has no {name} model yet: run the same `paras2s align` again to finish it")
-    run = prepare(recipe, run_folder, say, watch)
+    purse = Purse(max_cost)
+    models = [name for name in settings.systems if name in MODELS]
+    sources = make_sources(settings, out / "replies", purse, say, lambda name: _count(watch(name)), allow_outside=allow_outside)
+    endpoint = settings.judge.endpoint if settings.judge else None
+    sender = Client(endpoint, read_response, purse=purse) if endpoint else None
+    run = _finished(run_folder, models, say, watch)
+    queries = None
+    if settings.queries is not None:
+        path = Path(settings.queries)
+        queries = manifest_queries(path, settings.split, out / "queries", allow_outside=allow_outside, heard=bool(models))
+    world = run.world if run else _world(settings, say, watch)
+    if run and not sources and queries is None and settings.judge is None:
+        judge = run.judge
+    elif settings.judge:
+        judge = assemble_judge(settings.judge, say, load_scorer(settings.judge, say, Asking(), sender))
+    else:
+        judge = load_judge(run.recipe.judge if run else load_recipe("pocket", (), PolytoneRecipe), say)
     metrics_file = run_folder / "grpo" / "metrics.jsonl"
-    metrics = read_metrics(metrics_file) if metrics_file.exists() else None
-    return run_bench(settings, run.world, run.judge, loader(run), out, say, metrics, {"recipe": recipe_hash(recipe)})
+    return run_bench(
+        settings,
+        world,
+        judge,
+        loader(run) if run else _no_model,
+        out,
+        say,
+        read_metrics(metrics_file) if run and metrics_file.exists() else None,
+        {"recipe": recipe_hash(run.recipe if run else settings)},
+        queries=queries,
+        sources=sources,
+        max_cost=max_cost,
+    )
+
+
+def _finished(folder: Path, models: Sequence[str], say: Say, watch: WatchOf) -> Run | None:
+    """The run of a folder; None where there is none and no model is asked of it."""
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        if models:
+            raise UsageError(f"{folder} holds no run of align: `paras2s align --out {folder}` makes one, or name another with --run")
+        return None
+    for name, stage in {"sft": "sft", "aligned": "grpo"}.items():
+        if name in models and not is_complete(folder / stage / "model"):
+            raise UsageError(f"{folder} has no {name} model yet: run the same `paras2s align` again to finish it")
+    return prepare(load_recipe(str(file), (), AlignRecipe), folder, say, watch)
+
+
+def _world(settings: BenchRecipe, say: Say, watch: WatchOf) -> World:
+    torch.set_num_threads(threads_of(settings.threads))
+    return load_world(settings.world, settings.threads, say, _count(watch("render")))
+
+
+def _no_model(name: str) -> tuple[SpeechLM, TextTokenizer]:
+    raise AssertionError(f"{name} is of a run, and there is none")
+
+
+def _count(watch: Watch) -> Callable[[int, int], None]:
+    """Counts as a bar shows them."""
+    return lambda done, of: watch(done, {"of": of})

@@ -1,6 +1,7 @@
 """A small fake bench: five systems of known quality over rendered sine tones."""
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import soundfile
 
 from paras2s_cli.bench.stats import Scored
+
+sys.path[:0] = [str(Path(__file__).parent / "support"), str(Path(__file__).parents[1] / "judge" / "support")]
 
 STYLES = {
     "emotion": ["happy", "surprised", "sad", "angry", "fearful", "disgusted"],

@@ -76,8 +76,9 @@ class ChatServer:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
                 headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
-                body = json.loads(await reader.readexactly(int(headers["content-length"])))
-                assert head[0].startswith("POST /v1/chat/completions "), head[0]
+                method, path, _ = head[0].split(" ")
+                assert method == "POST"
+                body = self._parse(path, headers, await reader.readexactly(int(headers["content-length"])))
                 if not await self._answer(body, headers, writer):
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -85,8 +86,17 @@ class ChatServer:
         finally:
             writer.close()
 
+    def _parse(self, path: str, headers: dict[str, str], raw: bytes) -> dict[str, Any]:
+        """A request's body."""
+        assert path == "/v1/chat/completions", path
+        return json.loads(raw)
+
+    def _words(self, body: dict[str, Any]) -> str:
+        """What a request is known by."""
+        return heard_in(body)["query"]["words"]
+
     async def _answer(self, body: dict[str, Any], headers: dict[str, str], writer: asyncio.StreamWriter) -> bool:
-        words = heard_in(body)["query"]["words"]
+        words = self._words(body)
         faults = self.plan(words)
         turn = len(self.given(words)) if faults else 0
         given = faults[turn] if turn < len(faults) else "ok"
