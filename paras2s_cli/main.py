@@ -25,6 +25,7 @@ VERBS = {
     "sft": ("paras2s_cli.verbs.sft:sft", "Train on demonstrations: the speech LM or the tone describer."),
     "align": ("paras2s_cli.verbs.align:align", "Train by reinforcement learning from the judge (GRPO)."),
     "recipes": ("paras2s_cli.verbs.recipes:recipes", "List, show, copy or check recipes."),
+    "convert": ("paras2s_cli.verbs.convert:convert", "Turn a checkpoint that is a pickle into safetensors."),
     "doctor": ("paras2s_cli.verbs.doctor:doctor", "Say what this machine can run, and why not."),
 }
 RESUMABLE = ("judge", "bench", "sft", "align")

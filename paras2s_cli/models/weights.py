@@ -16,6 +16,7 @@ from paras2s_cli.errors import UsageError
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -135,8 +136,10 @@ def _opened(path: Path) -> Iterator[safe_open]:
     if not path.exists():
         pickles = sorted(file for file in path.parent.glob("*") if file.suffix in _PICKLES)
         if pickles and path.name == WHOLE:
+            index = path.with_name(PICKLED_INDEX)
+            source = index if index.exists() else pickles[0]
             raise UsageError(
-                f"{pickles[0]} is a pickle, which is never read here: convert it where it is trusted, by `paras2s convert {pickles[0]}`"
+                f"{pickles[0]} is a pickle, which is never read here: if you trust it, `paras2s convert {source}` makes safetensors of it"
             )
         what = "cannot be read (there is no such file)" if path.name == WHOLE else f"this shard is missing, which {INDEX} names"
         raise UsageError(f"{path}: {what}; download the checkpoint again")
