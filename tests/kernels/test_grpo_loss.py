@@ -5,7 +5,6 @@ from pathlib import Path
 import grpo_loss_oracle as oracle
 import pytest
 import torch
-from own_process import run_cases
 from planted import with_bug
 
 from paras2s_kernels import grpo_loss
@@ -14,14 +13,6 @@ from paras2s_kernels.reference import grpo_loss as reference
 HERE = Path(__file__).parent
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NAN = float("nan")
-
-
-def test_interpreter() -> None:
-    assert run_cases(HERE / "interpreter/case_grpo_loss.py") >= 96
-
-
-def test_ahead_of_time() -> None:
-    assert run_cases(HERE / "aot/case_grpo_loss.py") >= 30
 
 
 def run_public(case: oracle.Case, function=grpo_loss, device: str = "cpu") -> tuple[torch.Tensor, ...]:
