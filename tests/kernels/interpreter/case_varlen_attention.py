@@ -13,15 +13,18 @@ from launches import record_grids
 from planted import with_bug
 
 from paras2s_kernels.gpu import varlen_attention as kernel
+from paras2s_kernels.gpu import varlen_attention_backward as gradients
+from paras2s_kernels.gpu import varlen_tiles as tiles
+from paras2s_kernels.gpu.varlen_tiles import Tile, near, tile_for
 
 interpreter_bf16.install()
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 NAN = float("nan")
-SMALL = kernel.Tile(16, 16, 1)
+SMALL = Tile(16, 16, 1)
 
 
-def check(case: oracle.Case, module: object, tile: kernel.Tile | None = SMALL) -> tuple[torch.Tensor, torch.Tensor]:
+def check(case: oracle.Case, module: object, tile: Tile | None = SMALL) -> tuple[torch.Tensor, torch.Tensor]:
     with oracle.guarded():
         out, lse = module.forward(*case.arguments, tile=tile)  # type: ignore[attr-defined]
     assert out.is_contiguous() and lse.is_contiguous()
@@ -49,7 +52,7 @@ def test_heads(heads: int, kv_heads: int, dim: int) -> None:
 
 
 def test_far_more_queries_than_keys_in_a_tile() -> None:
-    check(oracle.make_case((50, 16, 33), 1, 1, 8, prefix=33), kernel, kernel.Tile(64, 16, 1))
+    check(oracle.make_case((50, 16, 33), 1, 1, 8, prefix=33), kernel, Tile(64, 16, 1))
 
 
 @pytest.mark.parametrize("lengths", ((32, 16), (15, 1, 16), (1,) * 17, (0, 0, 3, 0, 0)))
@@ -96,14 +99,14 @@ def test_a_grid_holds_every_tile() -> None:
 
 
 def test_tables_hold_every_head_size() -> None:
-    for table in (kernel.FORWARD, kernel.GRAD_QUERIES, kernel.GRAD_KEYS):
-        assert [kernel.tile_for(table, dim, 2) is table[2, size] for dim, size in ((1, 64), (65, 128), (256, 256))] == [True] * 3
-    assert [kernel.parts_for(tokens, 32) for tokens in (1, 256, 257, 100_000)] == [1, 1, 2, 9]
+    for table in (kernel.FORWARD, gradients.GRAD_QUERIES, gradients.GRAD_KEYS):
+        assert [tile_for(table, dim, 2) is table[2, size] for dim, size in ((1, 64), (65, 128), (256, 256))] == [True] * 3
+    assert [gradients.parts_for(tokens, 32) for tokens in (1, 256, 257, 100_000)] == [1, 1, 2, 9]
 
 
 def test_far_tokens_are_brought_together() -> None:
     far = torch.empty_strided((2, 1, 4), (2**22, 4, 1))
-    assert kernel._near(far).stride(0) == 4 and kernel._near(far[:, :, :3].contiguous()).stride(0) == 3
+    assert near(far).stride(0) == 4 and near(far[:, :, :3].contiguous()).stride(0) == 3
 
 
 def test_tiles_are_in_the_grid_dimension_that_can_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,12 +116,22 @@ def test_tiles_are_in_the_grid_dimension_that_can_hold_them(monkeypatch: pytest.
     assert grids == [(9_000_000 // kernel.FORWARD[4, 64].queries + 2, 1)]
 
 
-BUGS = {
+# in varlen_tiles.py, and in varlen_attention.py
+IN_TILES = {
     "bisection_skips_one": ("tl.where(fits, high, middle - 1)", "tl.where(fits, high, middle - 2)"),
     "tiles_strictly_before": ("// BLOCK + middle <= tile", "// BLOCK + middle < tile"),
     "no_room_for_a_sequence": ("position = (tile - start // BLOCK - low) * BLOCK", "position = (tile - start // BLOCK) * BLOCK"),
     "rest_is_a_sequence": ("rest = low == sequences", "rest = low > sequences"),
     "end_not_cut": ("end = tl.minimum(tl.where(rest, tokens, end), tokens)", "end = tl.where(rest, tokens, end)"),
+    "rows_beyond_the_sequence": ("there = (row < rows_left(position, stop, BLOCK))[:, None] & (column < DIM)[None, :]\n    return",
+                                 "there = (row < BLOCK)[:, None] & (column < DIM)[None, :]\n    return"),
+    "stores_beyond_the_sequence": ("there = (row < rows_left(position, stop, BLOCK))[:, None] & (column < DIM)[None, :]\n    tl.store",
+                                   "there = (row < BLOCK)[:, None] & (column < DIM)[None, :]\n    tl.store"),
+    "stride_of_a_row": ("return tl.load(base + position * stride + (row[:, None] * stride +",
+                        "return tl.load(base + position * stride + (row[:, None] * DIM +"),
+    "stride_between_blocks": ("return tl.load(base + position * stride +", "return tl.load(base + position * DIM +"),
+}  # fmt: skip
+BUGS = {
     "no_rescale_of_the_sum": ("total = total * decay + tl.sum(weights, 1)", "total = total + tl.sum(weights, 1)"),
     "no_rescale_of_the_output": ("acc = acc * decay[:, None]\n", "acc = acc + 0.0\n"),
     "maximum_not_kept": ("        m = new_m\n", ""),
@@ -129,22 +142,12 @@ BUGS = {
     "not_itself": ("scores = tl.where(tl.arange(0, BLOCK_N)[None, :] <= last[:, None], scores, float(\"-inf\"))\n        new_m",
                    "scores = tl.where(tl.arange(0, BLOCK_N)[None, :] < last[:, None], scores, float(\"-inf\"))\n        new_m"),
     "scale_of_e": ("tokens, sequences, keys.shape[0], scale * math.log2(math.e), HAS", "tokens, sequences, keys.shape[0], scale, HAS"),
-    "rows_beyond_the_sequence": ("there = (row < _left(position, stop, BLOCK))[:, None] & (column < DIM)[None, :]\n    return",
-                                 "there = (row < BLOCK)[:, None] & (column < DIM)[None, :]\n    return"),
-    "stores_beyond_the_sequence": ("there = (row < _left(position, stop, BLOCK))[:, None] & (column < DIM)[None, :]\n    tl.store",
-                                   "there = (row < BLOCK)[:, None] & (column < DIM)[None, :]\n    tl.store"),
-    "stride_of_a_row": ("return tl.load(base + position * stride + (row[:, None] * stride +",
-                        "return tl.load(base + position * stride + (row[:, None] * DIM +"),
-    "stride_between_blocks": ("return tl.load(base + position * stride +", "return tl.load(base + position * DIM +"),
-    "sums_beyond_the_sequence": ("sums, mask=row < _left(position, length, BLOCK_M))", "sums)"),
+    "sums_beyond_the_sequence": ("sums, mask=row < rows_left(position, length, BLOCK_M))", "sums)"),
     "sums_without_the_maximum": ("(m + tl.log2(total)) * LN2", "tl.log2(total) * LN2"),
     "sums_of_base_two": ("(m + tl.log2(total)) * LN2", "(m + tl.log2(total))"),
     "division_forgotten": ("result = acc / tl.where(nothing, 1.0, total)[:, None]", "result = acc"),
     "division_by_zero": ("tl.where(nothing, 1.0, total)", "total"),
     "nothing_has_a_sum": ('sums = tl.where(nothing, float("-inf"), ', "sums = tl.where(nothing, 0.0, "),
-}  # fmt: skip
-# what the forward kernel shares in text with that of the gradient of q: (right, wrong, with the first line of the kernel)
-IN_FORWARD = {
     "prefix_of_the_first_head": ("values = prefix_v + kv_head * pv_head", "values = prefix_v"),
     "keys_of_the_first_head": ("keys = k + start * k_token + kv_head * k_head", "keys = k + start * k_token"),
     "interleaved_heads": ("kv_head = head // REP", "kv_head = head % (heads // REP)"),
@@ -166,9 +169,9 @@ IN_FORWARD = {
 
 def _suite(module: object) -> None:
     _tail(module)
-    check(oracle.make_case((37, 4), 1, 1, 8), module, kernel.Tile(16, 32, 1))
+    check(oracle.make_case((37, 4), 1, 1, 8), module, Tile(16, 32, 1))
     check(oracle.make_case((37, 1, 0, 5), 1, 1, 8, 21), module)
-    check(oracle.make_case((18, 3), 4, 2, 8, 3, strided=True), module, kernel.Tile(32, 16, 1))
+    check(oracle.make_case((18, 3), 4, 2, 8, 3, strided=True), module, Tile(32, 16, 1))
 
 
 def test_heads_tiles_and_tokens_of_no_sequence_from_which_the_planted_bugs_start() -> None:
@@ -178,14 +181,11 @@ def test_heads_tiles_and_tokens_of_no_sequence_from_which_the_planted_bugs_start
 def planted(bug: str, tmp_path: Path) -> object:
     if bug in BUGS:
         return with_bug(Path(kernel.__file__), tmp_path, bug, *BUGS[bug])
-    text = Path(kernel.__file__).read_text()
-    body = text[text.index("def forward_kernel") : text.index("def delta_kernel")]
-    right, wrong = IN_FORWARD[bug]
-    assert body.count(right) == 1, f"{bug}: {right!r} occurs {body.count(right)} times in forward_kernel"
-    return with_bug(Path(kernel.__file__), tmp_path, bug, body, body.replace(right, wrong))
+    with_bug(Path(tiles.__file__), tmp_path, f"tiles_{bug}", *IN_TILES[bug])
+    return with_bug(Path(kernel.__file__), tmp_path, bug, tiles.__name__, f"planted_tiles_{bug}")
 
 
-@pytest.mark.parametrize("bug", (*BUGS, *IN_FORWARD))
+@pytest.mark.parametrize("bug", (*IN_TILES, *BUGS))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_planted_bug_is_caught(bug: str, tmp_path: Path) -> None:
     module = planted(bug, tmp_path)

@@ -11,7 +11,7 @@ import varlen_attention_oracle as oracle
 from varlen_attention_grads import check, check_all
 
 from paras2s_kernels import force, varlen_attention
-from paras2s_kernels.gpu import varlen_attention as kernel
+from paras2s_kernels.gpu import varlen_attention_backward as kernel
 from paras2s_kernels.reference import varlen_attention as reference
 
 interpreter_bf16.install()

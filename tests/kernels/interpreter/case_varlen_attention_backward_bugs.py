@@ -11,15 +11,15 @@ from launches import record_grids
 from planted import with_bug
 from varlen_attention_grads import OF, check_all
 
-from paras2s_kernels.gpu import varlen_attention as kernel
+from paras2s_kernels.gpu import varlen_attention_backward as kernel
 
 interpreter_bf16.install()
 
 MASK_Q = 'scores = tl.where(tl.arange(0, BLOCK_N)[None, :] <= last[:, None], scores, float("-inf"))\n        weights = tl.exp2(scores - lse'
 MASK_K = "own[:, None] <= row[None, :]"
 DELTA, QUERIES, KEYS, PREFIX = ("delta_kernel", "grad_queries_kernel"), ("grad_queries_kernel", "_grad_of_keys"), (
-    "grad_keys_kernel", "grad_prefix_kernel"), ("grad_prefix_kernel", "tile_for")  # fmt: skip
-ALL = ("delta_kernel", "tile_for")
+    "grad_keys_kernel", "grad_prefix_kernel"), ("grad_prefix_kernel", "parts_for")  # fmt: skip
+ALL = ("delta_kernel", "parts_for")
 # between which two functions the text occurs once, what is right, what is planted
 BUGS = {
     "gradient_of_the_sums_added": (DELTA, "result -= tl.load(grad_lse", "result += tl.load(grad_lse"),
@@ -68,7 +68,7 @@ BUGS = {
                                 "seers = tl.zeros_like(position) + tokens"),
     "prefix_of_the_first_head": (PREFIX, "prefix_v + kv_head * pv_head", "prefix_v"),
     "prefix_parts_in_one_place": (PREFIX, "((part * prefix) * kv_heads + kv_head)", "(part * 0 + kv_head)"),
-    "prefix_of_one_part": (("tile_for", None), "part_k.sum(0)", "part_k[0]"),
+    "prefix_of_one_part": (("parts_for", None), "part_k.sum(0)", "part_k[0]"),
 }  # fmt: skip
 
 

@@ -8,20 +8,22 @@ from typing import Any
 from ahead_of_time import Resources, compile_for
 
 from paras2s_kernels.gpu import varlen_attention as kernel
+from paras2s_kernels.gpu import varlen_attention_backward as gradients
+from paras2s_kernels.gpu.varlen_tiles import Tile
 
 _FP32 = ("lse", "delta", "grad_lse", "part_k", "part_v")
 _TYPES = {name: "*fp32" for name in _FP32} | {"cu": "*i32", "scale": "fp32"}
 _TYPES |= {name: "i32" for name in ("tokens", "sequences", "prefix", "heads")}
 BYTES = {"fp32": 4, "bf16": 2}
 TABLES = {
-    "forward_kernel": kernel.FORWARD,
-    "grad_queries_kernel": kernel.GRAD_QUERIES,
-    "grad_keys_kernel": kernel.GRAD_KEYS,
-    "grad_prefix_kernel": kernel.GRAD_KEYS,
+    kernel.forward_kernel: kernel.FORWARD,
+    gradients.grad_queries_kernel: gradients.GRAD_QUERIES,
+    gradients.grad_keys_kernel: gradients.GRAD_KEYS,
+    gradients.grad_prefix_kernel: gradients.GRAD_KEYS,
 }
 
 
-def build(function: Any, capability: int, dtype: str, dim: int, tile: kernel.Tile) -> Resources:
+def build(function: Any, capability: int, dtype: str, dim: int, tile: Tile) -> Resources:
     names = function.arg_names
     strides = [name for name in names if name.endswith(("_token", "_head"))]
     types = _TYPES | dict.fromkeys(strides, "i32")

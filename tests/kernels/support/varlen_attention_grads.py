@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 import varlen_attention_oracle as oracle
 
-from paras2s_kernels.gpu import varlen_attention as kernel
+from paras2s_kernels.gpu.varlen_tiles import Tile
 from paras2s_kernels.reference import varlen_attention as reference
 
-SMALL = kernel.Tile(16, 16, 1)
+SMALL = Tile(16, 16, 1)
 # which gradients are whose
 OF = {
     "grad_queries_kernel": oracle.NAMES[2:3],
@@ -22,7 +22,7 @@ GRADS: Names = oracle.NAMES[2:]
 
 
 def check(
-    case: oracle.Case, module: object, tile: kernel.Tile | None = SMALL, parts: int | None = 2, grad_lse: bool = True, names: Names = GRADS
+    case: oracle.Case, module: object, tile: Tile | None = SMALL, parts: int | None = 2, grad_lse: bool = True, names: Names = GRADS
 ) -> None:
     """The gradients alone, of a forward by the reference."""
     out, lse = reference.forward(*case.arguments)
@@ -69,8 +69,8 @@ def check_low_scores(module: object, names: Names = GRADS) -> None:
 
 def check_all(module: object, names: Names = GRADS) -> None:
     """What finds most comes first, what is long last."""
-    check(oracle.make_case((33, 5), 1, 1, 8, 19), module, kernel.Tile(32, 16, 1), names=names)
-    check(oracle.make_case((37,), 1, 1, 8), module, kernel.Tile(16, 32, 1), names=names)
+    check(oracle.make_case((33, 5), 1, 1, 8, 19), module, Tile(32, 16, 1), names=names)
+    check(oracle.make_case((37,), 1, 1, 8), module, Tile(16, 32, 1), names=names)
     check_tail(module, names)
     check_low_scores(module, names)
     check(oracle.make_case((34,), 4, 2, 8, 3, strided=True), module, names=names)
