@@ -37,7 +37,7 @@ def judge(
         typer.Option("--output", help="How to print: table for a pair, jsonl for a manifest if not said."),
     ] = None,
     judge_recipe: Annotated[
-        str, typer.Option("--judge", metavar="NAME_OR_PATH", help="The judge's recipe: pocket, endpoint, or a YAML file.")
+        str, typer.Option("--judge", metavar="NAME_OR_PATH", help="The judge's recipe: pocket, endpoint, local, or a YAML file.")
     ] = "pocket",
     agree: Annotated[
         Path | None,
