@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 
 RATE = 16000
 HOP = 160
@@ -29,12 +30,18 @@ def log_mel(wave: np.ndarray, bands: int, samples: int) -> np.ndarray:
 def chunks_of(
     waves: Sequence[np.ndarray], samples: int, batch: int, encode: Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 ) -> list[np.ndarray]:
-    """Cuts waves into chunks of `samples`, encodes those `batch` at a time, the like long together, and joins what comes of each wave."""
+    """Cuts waves into chunks of `samples`, encodes those `batch` at a time, the like long together, and joins what comes of each wave.
+
+    A trainer's autocast does not reach in here: frozen encoders keep their own dtype.
+    """
     pieces = [(i, wave[start : start + samples]) for i, wave in enumerate(waves) for start in range(0, len(wave), samples)]
     order = sorted(range(len(pieces)), key=lambda n: len(pieces[n][1]))
-    found: list[np.ndarray] = [np.empty(0)] * len(pieces)
+    found: dict[int, np.ndarray] = {}
     for start in range(0, len(order), batch):
         some = order[start : start + batch]
-        for n, result in zip(some, encode([pieces[n][1] for n in some]), strict=True):
-            found[n] = result
-    return [np.concatenate([f for (i, _), f in zip(pieces, found, strict=True) if i == number]) for number in range(len(waves))]
+        with torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False):
+            found |= zip(some, encode([pieces[n][1] for n in some]), strict=True)
+    joined: list[list[np.ndarray]] = [[] for _ in waves]
+    for n, (i, _) in enumerate(pieces):
+        joined[i].append(found[n])
+    return [np.concatenate(parts) for parts in joined]

@@ -310,6 +310,7 @@ class CheckpointBase(RecipeBase):
 
     kind: Literal["checkpoint"] = "checkpoint"
     folder: str = Field(min_length=1)
+    """As seen from where the command runs."""
 
 
 class SftRecipe(Recipe):

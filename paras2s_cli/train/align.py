@@ -11,7 +11,7 @@ from torch import Tensor
 from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import Spoken, World, load_world
-from paras2s_cli.errors import Paras2sError
+from paras2s_cli.errors import Paras2sError, UsageError
 from paras2s_cli.judge.listener import SmallListener
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.reward import RewardModel, agreeing
@@ -64,9 +64,15 @@ def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf) -> Run:
 
 
 def warm_model(run: Run) -> tuple[SpeechLM, TextTokenizer]:
-    """The model after SFT."""
+    """The model after SFT. Raises UsageError when its codes are not those of the world's codec, so that nobody could hear them."""
     settings = run.recipe.sft.model_copy(update={"seed": run.recipe.seed})
-    return warm_up(settings, run.world, run.out / "sft", run.say, run.watch)
+    model, tokenizer = warm_up(settings, run.world, run.out / "sft", run.say, run.watch)
+    if model.config.codes != run.world.codec.size:
+        raise UsageError(
+            f"{run.out / 'sft' / 'model'} speaks {model.config.codes} codes and the codec of {run.world.name} has {run.world.codec.size}: "
+            "`paras2s sft` can train it, and align cannot hear it"
+        )
+    return model, tokenizer
 
 
 def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:

@@ -59,6 +59,13 @@ def test_codes_and_features_are_those_of_the_naive_encoders(folder: Path, model:
         assert alone.codes.tolist() == heard.codes.tolist()
 
 
+def test_autocast_does_not_reach_what_hears(model: SpeechLM) -> None:
+    plain = hearing_of(model).hear([noise(2600)])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = hearing_of(model).hear([noise(2600)])[0]
+    assert np.array_equal(cast.frames, plain.frames) and np.array_equal(cast.codes, plain.codes)
+
+
 @torch.no_grad()
 def test_logits_after_a_heard_query_are_those_of_the_naive_model(folder: Path) -> None:
     model = load_model(folder)[0].double()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +12,15 @@ import torch
 
 from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.errors import UsageError
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.prompt import codes_of
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import Grpo, Train
+from paras2s_cli.recipe.load import load_recipe
+from paras2s_cli.recipe.schema import AlignRecipe, Grpo, Train
+from paras2s_cli.train.adapters import publish_trained
+from paras2s_cli.train.align import Run, warm_model
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import grpo_stage
 from paras2s_cli.train.policy import NativePolicy
@@ -85,3 +91,16 @@ def test_a_step_of_grpo_is_on_policy(loaded: tuple[SpeechLM, TextTokenizer], fol
     assert metrics["kl_text"] < 1e-6 and metrics["kl_audio"] < 1e-6 and metrics["off_policy_audio"] < 1e-4
     touched = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert any("mimo_layers" in name for name in touched) and any("vq_adaptor" in name for name in touched)
+
+
+def test_align_says_that_it_cannot_hear_a_model_of_other_codes(loaded: tuple[SpeechLM, TextTokenizer], tmp_path: Path) -> None:
+    publish_trained(tmp_path / "sft" / "model", *loaded)
+    recipe = load_recipe("pocket", [], AlignRecipe)
+    for size, said in ((24, None), (256, "speaks 24 codes and the codec of small has 256")):
+        world: Any = SimpleNamespace(name="small", codec=SimpleNamespace(size=size))
+        run = Run(recipe, tmp_path, print, lambda stage: lambda step, metrics: None, world, None, None)  # type: ignore[arg-type]
+        if said is None:
+            assert warm_model(run)[0].config.codes == 24
+        else:
+            with pytest.raises(UsageError, match=said):
+                warm_model(run)
