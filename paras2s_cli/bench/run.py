@@ -50,10 +50,11 @@ def run_bench(
         UsageError: a system is not known, or the bench is likely to cost more than `max_cost`.
     """
     names, sources = [system.name for system in parse_systems(recipe.systems)], sources or {}
+    parse_systems(recipe.sampled)
     foreign = queries is not None
     queries = first_of_each_dimension(world.queries(recipe.split) if queries is None else queries, recipe.limit)
     plan = [(name, GREEDY if name in MODELS else AS_IS, 0.0) for name in names]
-    plan += [(name, SAMPLED, 1.0) for name in recipe.sampled if name in names]
+    plan += [(name, SAMPLED, 1.0) for name in recipe.sampled if name in names and name in MODELS]
     seconds = sum(audio_info(query.path).seconds or 0.0 for query in queries)
     costs = estimates(recipe, sources, len(plan), len(queries), seconds)
     for who, what in costs:

@@ -17,7 +17,9 @@ def bench(
     ] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A bench recipe.")] = "pocket",
     run: Annotated[Path, typer.Option("--run", help="The align run whose models are measured.")] = Path("runs/pocket"),
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where rows and report go (default: RUN/bench).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where rows and report go (default: RUN/bench, and runs/bench without a run).")
+    ] = None,
     max_cost: Annotated[
         float | None, typer.Option("--max-cost", min=0, help="The most that servers may cost together, by the recipe's prices.")
     ] = None,
@@ -46,7 +48,8 @@ def bench(
     from paras2s_cli.verbs.progress import Show
 
     show = Show()
-    folder = out or run / "bench"
+    # A folder that holds no run has to stay empty until `align` opens it.
+    folder = out or (run / "bench" if (run / "recipe.yaml").exists() else Path("runs/bench"))
     with show.live():
         summary = measure_run(settings, run, folder, show.say, show.watch, max_cost=max_cost, allow_outside=allow_outside)
     print_table(summary)

@@ -131,7 +131,9 @@ def test_no_more_run_at_a_time_than_the_recipe_allows() -> None:
     Path("peak.py").write_text(
         "import os, sys, shutil, time\nopen(f'on/{os.getpid()}', 'w')\nend = time.monotonic() + 20\n"
         "while len(os.listdir('on')) < 2 and not os.path.exists('met') and time.monotonic() < end:\n    time.sleep(0.01)\n"
-        "open('met', 'w')\nopen('peak', 'a').write(f'{len(os.listdir(\"on\"))}\\n')\n"
+        "open('met', 'w')\nend = time.monotonic() + 0.1\n"
+        "while len(os.listdir('on')) < 3 and time.monotonic() < end:\n    time.sleep(0.01)\n"
+        "open('peak', 'a').write(f'{len(os.listdir(\"on\"))}\\n')\n"
         "os.unlink(f'on/{os.getpid()}')\nshutil.copy(sys.argv[1], sys.argv[2])\n"
     )
     Path("on").mkdir()
@@ -170,6 +172,11 @@ def test_after_the_timeout_the_program_and_its_children_are_ended() -> None:
         wait_for(lambda pid=pid: not alive(pid))  # type: ignore[misc]
 
 
+def heed_interrupts() -> None:
+    """A shell's background jobs, and so their children, are started with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_the_programs_and_keeps_what_was_answered() -> None:
     asks = [query("well one"), query("stuck")]
     Path("either.py").write_text(S2S + f"if how == 'stuck':\n    sys.argv[2] = 'name'\n    exec({SLOW!r})\n")
@@ -178,7 +185,8 @@ def test_ctrl_c_ends_the_programs_and_keeps_what_was_answered() -> None:
         f"stage = program('{sys.executable} -IS either.py {{query}} {{answer}} asked.log')\n"
         f"ask(stage, [Ask(query=Path(name)) for name in {[str(a.query) for a in asks]}])\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment(), stderr=subprocess.PIPE, text=True)
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment(), preexec_fn=heed_interrupts, **pipes)  # type: ignore[call-overload]
     found = pids("name")
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=20)[1]

@@ -59,7 +59,7 @@ def server() -> Iterator[SpeechServer]:
         yield running
 
 
-def rows(out: str = "runs/pocket/bench") -> dict[str, list[dict[str, Any]]]:
+def rows(out: str = "runs/bench") -> dict[str, list[dict[str, Any]]]:
     """Rows by system."""
     found: dict[str, list[dict[str, Any]]] = {}
     for line in Path(out, "rows.jsonl").read_text().splitlines():
@@ -101,7 +101,7 @@ def test_systems_of_every_kind_side_by_side(server: SpeechServer, capsys: pytest
     assert missing[0]["reason"] == f"{manifest} has no answer to it" and missing[0]["written_text"] is None
     assert "scored 7 of 8" in out and f"files:{manifest}: 1 without an answer: 1 no-answer" in err
     assert "gpt: up to 8 requests" in err and "mine - cascade" in out
-    assert Path("runs/pocket/bench/report.html").exists()
+    assert Path("runs/bench/report.html").exists()
     assert all(Path(row["answer_audio"]).exists() for r in found.values() for row in r if row["score"])
 
 
@@ -203,6 +203,7 @@ def judge_recipe(server: ChatServer, name: str = "judge.yaml") -> None:
         (["files:gone.jsonl"], "gone.jsonl does not exist"),
         (["files:other.jsonl"], "answers none of the 8 queries"),
         (["files:twice.jsonl"], "answers the query 'x' twice"),
+        (["sampled=[nobody]", "systems=[topline]"], "no system is called 'nobody'"),
         (["nobody"], "no system is called 'nobody'"),
         (["cmd:cp {query} {answer}", "cmd:cp {query} {answer}"], "two systems are called"),
         (["cascade=cmd:cp {query} {answer}"], "cascade: no recipe is called"),
