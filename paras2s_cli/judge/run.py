@@ -14,6 +14,7 @@ from paras2s_cli.errors import TooManyFailed, UsageError
 from paras2s_cli.judge.backends import Say, assemble_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.heard_cache import HeardCache
+from paras2s_cli.judge.responses import response_pairs
 from paras2s_cli.judge.scores import (
     Tally,
     alone,
@@ -44,6 +45,8 @@ class Settings:
     max_seconds: float
     allow_outside: bool
     asking: Asking
+    queries: Path | None = None
+    """Of a manifest that holds responses."""
 
     def load_recipe(self) -> JudgeRecipe:
         """Raises UsageError for a recipe that is at fault, and for options that it has no use for."""
@@ -155,7 +158,10 @@ def _read(path: Path, settings: Settings) -> np.ndarray:
 
 def read_manifest(manifest: str, settings: Settings) -> tuple[list[AnyPair], Path]:
     """The rows of a manifest (`-`: stdin), and the folder that their paths start from. Raises UsageError if there are none."""
-    rows = list(read_rows_leniently(manifest, Pair, allow_outside=settings.allow_outside))
+    if settings.queries is not None:
+        rows = list(response_pairs(manifest, settings.queries, allow_outside=settings.allow_outside))
+    else:
+        rows = list(read_rows_leniently(manifest, Pair, allow_outside=settings.allow_outside))
     if not rows:
         raise UsageError(f"{'stdin' if manifest == '-' else manifest} holds no pairs; write one JSON row a line")
     return rows, (Path.cwd() if manifest == "-" else Path(manifest).parent).resolve()

@@ -36,6 +36,10 @@ def judge(
         Output | None,
         typer.Option("--output", help="How to print: table for a pair, jsonl for a manifest if not said."),
     ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", metavar="FILE", help="The manifest holds a system's responses; this one the queries that they answer."),
+    ] = None,
     judge_recipe: Annotated[
         str, typer.Option("--judge", metavar="NAME_OR_PATH", help="The judge's recipe: pocket, endpoint, local, or a YAML file.")
     ] = "pocket",
@@ -71,12 +75,14 @@ def judge(
 
     names = files or []
     asking = Asking(not no_cache, max_cost, emit, tuple(replies or ()))
-    settings = Settings(judge_recipe, closed, batch, max_fail, max_seconds, allow_outside, asking)
+    settings = Settings(judge_recipe, closed, batch, max_fail, max_seconds, allow_outside, asking, queries)
     if agree is not None:
         if len(names) != 1 or out is not None or dry_run:
             raise UsageError("--agree compares one file of scores: paras2s judge scores.jsonl --agree humans.csv")
         _agree(Path(names[0]), agree, output or Output.table)
     elif len(names) == 2 and not names[0].endswith(".jsonl"):
+        if queries is not None:
+            raise UsageError("--queries goes with a manifest of responses: paras2s judge responses.jsonl --queries queries.jsonl")
         if out is not None:
             raise UsageError("-o goes with a manifest of pairs; the judgement of two files is printed (> FILE)")
         if emit is not None:

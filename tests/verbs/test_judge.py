@@ -303,6 +303,27 @@ def test_a_dry_run_prints_and_does_nothing(stand_in: Path, capsys: pytest.Captur
     assert not Path("scores.jsonl").exists() and listened(stand_in) == 0
 
 
+def test_responses_are_joined_to_their_queries(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    queries = [{"id": f"q/{i}", "audio": f"q{i}.wav", "dimension": "age", "style": "child", "text": "Hello?"} for i in range(3)]
+    answers = [{"query": f"q/{i % 3}", "system": "kimi", "audio": f"a{i}.wav"} for i in (4, 2, 0)]
+    Path("queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    Path("answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    assert main(["judge", "answers.jsonl", "--queries", "queries.jsonl", "-o", "scores.jsonl"]) == 0
+    assert main(["judge", "answers.jsonl", "--queries", "queries.jsonl", "-o", "scores.jsonl"]) == 0
+    names = ("id", "query", "answer", "system", "dimension", "style", "content_in", "content_out")
+    assert [[row[name] for name in names] for row in rows_of(Path("scores.jsonl"))] == [
+        ["q/1", "q1.wav", "a4.wav", "kimi", "age", "child", "210 samples", "340 samples"],
+        ["q/2", "q2.wav", "a2.wav", "kimi", "age", "child", "220 samples", "320 samples"],
+        ["q/0", "q0.wav", "a0.wav", "kimi", "age", "child", "200 samples", "300 samples"],
+    ]
+    capsys.readouterr()
+    Path("answers.jsonl").write_text('{"query": "q/9", "system": "kimi", "audio": "a1.wav"}\n')
+    assert main(["judge", "answers.jsonl", "--queries", "queries.jsonl"]) == 2
+    assert "the query 'q/9' is not in queries.jsonl" in one_sentence(capsys)
+    assert main(["judge", "q0.wav", "a0.wav", "--queries", "queries.jsonl"]) == 2
+    assert "paras2s judge responses.jsonl --queries" in one_sentence(capsys)
+
+
 def test_agreement_with_people(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "pairs.jsonl", "-o", "scores.jsonl"]) == 0
     rows = rows_of(stand_in / "scores.jsonl")

@@ -34,5 +34,6 @@ def emit_batch(manifest: str, file: Path, settings: Settings, say: Say, watch: W
             unasked += row.failure != "no-reply"
             watch(done, len(rows))
     say(f"{len(batch)} requests in {file}; {unasked} of {len(rows)} pairs need none")
-    again = f"paras2s judge {manifest} --judge {settings.judge} --read-batch REPLIES.jsonl"
+    joined = f" --queries {settings.queries}" if settings.queries else ""
+    again = f"paras2s judge {manifest}{joined} --judge {settings.judge} --read-batch REPLIES.jsonl"
     say(f"have a batch API or `vllm run-batch` answer them, then: {again}")
