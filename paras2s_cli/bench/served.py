@@ -53,14 +53,7 @@ class Served:
         if endpoint.temperature is not None and part.path != "audio/speech":
             self.settings["temperature"] = endpoint.temperature
         self.settings |= endpoint.extra
-        self.about: tuple[Any, ...] = (
-            "openai",
-            part.path,
-            type(part).__name__,
-            endpoint.revision,
-            self.settings,
-            part.body(Ask(), servers),
-        )
+        self.about: tuple[Any, ...] = ("openai", type(part).__name__, endpoint.revision, self.settings, part.body(Ask(), servers))
 
     def estimate(self, count: int, seconds: float) -> Estimate | None:
         """See `Stage`. A text is reckoned as a short sentence."""
