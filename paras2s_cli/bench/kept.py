@@ -59,17 +59,14 @@ class Kept:
         audio = None
         if reply.audio is not None:
             audio, temp = self.folder / f"{key}.wav", temp_beside(self.folder / key)
+            write_bytes(temp, reply.audio)
             try:
-                write_bytes(temp, reply.audio)
                 read_audio(temp)
-                with writing(audio):
-                    temp.replace(audio)
             except UsageError as error:
-                if not temp.exists():
-                    raise
-                return Fault("unreadable-audio", str(error).replace(str(temp), "the answer"))
-            finally:
                 remove(temp)
+                return Fault("unreadable-audio", str(error).replace(str(temp), "the answer"))
+            with writing(audio):
+                temp.replace(audio)
         file.write({"key": key, "text": reply.text, "audio": audio and audio.name})
         return Said(reply.text, audio)
 

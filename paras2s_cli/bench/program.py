@@ -73,14 +73,14 @@ class Program:
         log = self.folder / f"{key}.log"
         with _scratch(self.folder) as scratch:
             answer, printed = scratch / "answer.wav", scratch / "printed"
-            given = {"query": str(ask.query), "text": ask.text or "", "style": ask.style or "", "answer": str(answer)}
+            given = {"query": str(ask.query), "text": (ask.text or "").replace("\0", " "), "style": ask.style or "", "answer": str(answer)}
             words = [_PLACE.sub(lambda place: given[place[1]], word) for word in self.words]
             code = await self._run(words, printed, log)
             last = _last_line(log)
             if code is None:
                 return Fault("deadline", f"no answer within {self.settings.timeout:g} s{last}")
             if code:
-                how = f"exit code {code}" if code > 0 else f"ended by signal {signal.Signals(-code).name}"
+                how = f"exit code {code}" if code > 0 else f"ended by signal {-code} ({signal.strsignal(-code)})"
                 return Fault("exit-code", how + last)
             if self.gives == "text":
                 with open(printed, "rb") as file:

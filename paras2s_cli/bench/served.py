@@ -80,7 +80,7 @@ class Served:
     def _call(self, key: str, ask: Ask) -> Call:
         seconds = len(read_audio(ask.query)) / 16000 if ask.query else 0.0
         tokens = count_tokens([self.servers.prompt, ask.text or "", ask.style or ""]) + round(seconds * TOKENS_A_SECOND)
-        body = self.settings | self.part.body(ask, self.servers)
+        body = self.part.body(ask, self.servers) | self.settings
         return Call(key, body, tokens, self.part.files(ask))
 
 

@@ -82,7 +82,7 @@ def ask(stage: Program, asks: list[Ask]) -> list[Said | Fault]:
 
 FAULTS = {
     "exit": ("exit-code", "exit code 3: no such model"),
-    "killed": ("exit-code", "ended by signal SIGKILL"),
+    "killed": ("exit-code", "ended by signal 9 (Killed)"),
     "nothing": ("no-answer", "the program left no answer"),
     "empty": ("no-answer", "the program left no answer"),
     "garbage": ("unreadable-audio", "the answer is not audio that can be read"),
@@ -198,9 +198,9 @@ def test_ctrl_c_ends_the_programs_and_keeps_what_was_answered() -> None:
 
 def test_a_text_is_one_word_whatever_it_holds() -> None:
     Path("say.py").write_text("import sys\nprint(len(sys.argv), sys.argv[1], sys.argv[2])\n")
-    text = 'it\'s; $(rm -r x) {answer} {text} "q"'
+    text = 'it\'s\0; $(rm -r x) {answer} {text} "q"'
     stage = program(f"{sys.executable} -IS say.py {{text}} '<{{text}}>'", needs=("text",))
-    assert ask(stage, [Ask(text=text)]) == [Said(f"3 {text} <{text}>", None)]
+    assert ask(stage, [Ask(text=text)]) == [Said("3 {0} <{0}>".format(text.replace("\0", " ")), None)]
     stage = program("true {text}", needs=("text",))
     assert ask(stage, [Ask(text=text)]) == [Fault("empty", "the program printed nothing")]
 
