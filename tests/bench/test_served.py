@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -154,6 +155,8 @@ def test_a_recording_that_is_no_wav_is_sent_as_wav() -> None:
     with SpeechServer() as server:
         (said,) = ask(served(server), [Ask(query=Path("q.flac"))])
     assert isinstance(said, Said) and said.text == "said 400"
+    sound = server.arrivals[0].body["messages"][-1]["content"][0]["input_audio"]["data"]
+    assert base64.b64decode(sound)[:4] == b"RIFF"
 
 
 def test_the_cost_limit_is_never_passed_and_what_was_answered_is_kept() -> None:
