@@ -79,11 +79,11 @@ def measure_run(
     sources = make_sources(settings, out / "replies", purse, say, lambda name: _count(watch(name)), allow_outside=allow_outside)
     endpoint = settings.judge.endpoint if settings.judge else None
     sender = Client(endpoint, read_response, purse=purse) if endpoint else None
-    run = _finished(run_folder, models, say, watch)
     queries = None
     if settings.queries is not None:
         path = Path(settings.queries)
         queries = manifest_queries(path, settings.split, out / "queries", allow_outside=allow_outside, heard=bool(models))
+    run = _finished(run_folder, models, say, watch)
     world = run.world if run else _world(settings, say, watch)
     if run and not sources and queries is None and settings.judge is None:
         judge = run.judge
