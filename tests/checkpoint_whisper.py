@@ -13,8 +13,12 @@ LANGUAGES = ("en", "zh", "de")
 SECONDS = 2
 
 
-def write_whisper(folder: Path, *, seed: int = 1, alignment: bool = True, most: int = 12) -> Path:
-    """Whisper's folder. It hears SECONDS at a time and writes `most` tokens at the most; `alignment`: it can tell words' times."""
+def write_whisper(folder: Path, *, seed: int = 2, alignment: bool = True, most: int = 12) -> Path:
+    """Whisper's folder. It hears SECONDS at a time and writes `most` tokens at the most. `alignment`: it can tell words' times.
+
+    Its special tokens are suppressed as in the published ones, and with `alignment` times are as well, since random weights do not know
+    that none are wanted.
+    """
     from transformers import (
         AddedToken,
         GenerationConfig,
@@ -56,17 +60,23 @@ def write_whisper(folder: Path, *, seed: int = 1, alignment: bool = True, most: 
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
+    with torch.no_grad():  # so that sequences end, and not all at once: the library makes this row zeros
+        model.model.decoder.embed_tokens.weight[end] = 0.6 * torch.randn(config.d_model)
+    suppressed = [*range(end + 1, len(tokenizer) if alignment else ids["<|notimestamps|>"])]
     model.generation_config = GenerationConfig(
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
         decoder_start_token_id=ids["<|startoftranscript|>"],
         max_length=most + 4,
+        forced_eos_token_id=end,
         is_multilingual=True,
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
         no_timestamps_token_id=ids["<|notimestamps|>"],
         max_initial_timestamp_index=50,
+        suppress_tokens=suppressed,
+        begin_suppress_tokens=[end],
         return_timestamps=False,
         **({"alignment_heads": [[0, 1], [1, 0]]} if alignment else {}),
     )

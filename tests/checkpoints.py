@@ -12,6 +12,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from tests.checkpoint_omni import OMNI, write_omni_thinker
+from tests.checkpoint_qwen_audio import QWEN_AUDIO, write_qwen_audio
+from tests.checkpoint_whisper import WHISPER, write_whisper
 from tests.judge_lm import JUDGE_LM, write_judge_lm
 from tests.qwen2_5_omni import QWEN2_5_OMNI, write_qwen2_5_omni
 from tests.voice_checkpoint import write_voice
@@ -304,5 +307,9 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     kimi = write_kimi_audio_that_hears(out)
     write_voice(kimi)
-    for written in (kimi, write_judge_lm(out / JUDGE_LM), write_qwen2_5_omni(out / QWEN2_5_OMNI)):
-        print(written)
+    print(kimi)
+    print(write_qwen2_5_omni(out / QWEN2_5_OMNI))
+    print(write_whisper(out / WHISPER))
+    print(write_qwen_audio(out / QWEN_AUDIO))
+    print(write_omni_thinker(out / OMNI))
+    print(write_judge_lm(out / JUDGE_LM))

@@ -1,6 +1,5 @@
-"""Models and processors in the layout of the transformers library, from a folder or by a hub's name."""
+"""Models, and what prepares their inputs, in the layout of the transformers library, from a folder or by a hub's name."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ _LOADED = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeErro
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in its place, its processor, and a name that is another one when the weights are."""
+    """A model in its place, what makes features of sound and tokens of text for it, and a name that is another one when the weights are."""
 
     model: Any
-    processor: Any
+    extractor: Any
+    tokenizer: Any
     name: str
 
     @property
@@ -56,8 +56,10 @@ def load_model(settings: LocalModel, key: str, classes: Mapping[str, str]) -> Lo
         config = transformers.AutoConfig.from_pretrained(settings.model, trust_remote_code=False, **where)
         if config.model_type not in classes:
             raise UsageError(f"{key}.model: {settings.model} is a model of type '{config.model_type}', and not {' or '.join(classes)}")
-        kind = getattr(importlib.import_module("transformers"), classes[config.model_type])
-        processor = transformers.AutoProcessor.from_pretrained(settings.model, trust_remote_code=False, **where)
+        kind = getattr(transformers, classes[config.model_type])
+        # No AutoProcessor: that of Qwen2.5-Omni wants packages for images.
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(settings.model, trust_remote_code=False, **where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False, **where)
         model, report = kind.from_pretrained(
             settings.model, dtype=dtype_of(settings), use_safetensors=True, output_loading_info=True, **where
         )
@@ -69,10 +71,12 @@ def load_model(settings: LocalModel, key: str, classes: Mapping[str, str]) -> Lo
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UsageError(f"{key}.model: {settings.model} lacks {len(report['missing_keys'])} of its weights ({some}); download it again")
-    rate = processor.feature_extractor.sampling_rate
-    if rate != RATE:
-        raise UsageError(f"{key}.model: {settings.model} hears at {rate} Hz, and the judge at {RATE} Hz; choose another model")
-    return Loaded(model.to(device_of(settings, key)).eval(), processor, name_of(settings.model, getattr(config, "_commit_hash", None)))
+    if extractor.sampling_rate != RATE:
+        raise UsageError(
+            f"{key}.model: {settings.model} hears at {extractor.sampling_rate} Hz, and the judge at {RATE} Hz; choose another model"
+        )
+    name = name_of(settings.model, getattr(config, "_commit_hash", None))
+    return Loaded(model.to(device_of(settings, key)).eval(), extractor, tokenizer, name)
 
 
 def device_of(settings: LocalModel, key: str) -> torch.device:
@@ -96,7 +100,7 @@ def dtype_of(settings: LocalModel) -> torch.dtype:
 
 
 def name_of(model: str, commit: str | None) -> str:
-    """`model@version`: the commit of a hub's; of a folder a digest of its files' names, sizes and times, since weights take long to read."""
+    """`model@version`: the commit of a hub's; of a folder a digest of its files' names, sizes and times: weights take long to read."""
     folder = Path(model)
     if not folder.is_dir():
         return f"{model}@{(commit or 'unknown')[:12]}"

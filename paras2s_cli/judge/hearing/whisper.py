@@ -24,7 +24,7 @@ class WhisperTranscriber:
         """Raises UsageError for a model that cannot be loaded, or does not know the language."""
         loaded = load_model(settings, "transcribe", {"whisper": "WhisperForConditionalGeneration"})
         self._model, self._device, self._dtype = loaded.model, loaded.device, loaded.dtype
-        self._extractor, self._tokenizer = loaded.processor.feature_extractor, loaded.processor.tokenizer
+        self._extractor, self._tokenizer = loaded.extractor, loaded.tokenizer
         self._batch = settings.batch
         config = self._model.generation_config
         self._times = settings.times
@@ -74,7 +74,7 @@ class WhisperTranscriber:
         )
         rows = [self._trim(row) for row in written.tolist()]
         outputs = self._model(encoder_outputs=encoded, decoder_input_ids=self._pad(rows), output_attentions=self._times == "word")
-        found = []
+        found: list[tuple[str, list[Span]]] = []
         for place, row in enumerate(rows):
             if self._is_silent(outputs.logits[place, : len(row)].float().log_softmax(-1), row):
                 found.append(("", []))
@@ -142,8 +142,8 @@ class WhisperTranscriber:
         for token in body:
             if token > config.no_timestamps_token_id:
                 second = 0.02 * (token - config.no_timestamps_token_id - 1)
-                if run:
-                    spans.append(Span(self._tokenizer.decode(run).strip(), begin, second))
+                if text := self._tokenizer.decode(run).strip():
+                    spans.append(Span(text, begin, second))
                 begin, run = second, []
             elif token < config.eos_token_id:
                 run.append(token)
