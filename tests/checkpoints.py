@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.checkpoint_omni import OMNI, write_omni_thinker
 from tests.checkpoint_qwen_audio import QWEN_AUDIO, write_qwen_audio
 from tests.checkpoint_whisper import WHISPER, write_whisper
 from tests.judge_lm import JUDGE_LM, write_judge_lm
@@ -180,7 +179,7 @@ def write_kimi_audio(
     codes: int = 24,
     seed: int = 1,
 ) -> Path:
-    """Kimi-Audio's folder, but for its Whisper (`write_whisper`), its detokenizer, its vocoder and its Python files."""
+    """Kimi-Audio's folder, but for its Whisper (`write_kimi_whisper`), its detokenizer, its vocoder and its Python files."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = byte_pairs(WORDS, 44)
     config = kimi_config(
@@ -244,7 +243,7 @@ def encoder_tensors(config: dict, layers: int, seed: int) -> dict[str, torch.Ten
     return found
 
 
-def write_whisper(folder: Path, *, width: int = 20, positions: int = 100, layers: int = 2, seed: int = 2) -> Path:
+def write_kimi_whisper(folder: Path, *, width: int = 20, positions: int = 100, layers: int = 2, seed: int = 2) -> Path:
     """A Whisper's folder as it stands within Kimi-Audio's, with what there is of a decoder left to one tensor."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"architectures": ["WhisperForConditionalGeneration"], **whisper_config(width, 24, 2, positions)}
@@ -296,7 +295,7 @@ def write_speech_tokenizer(
 def write_kimi_audio_that_hears(root: Path) -> Path:
     """Kimi-Audio with its Whisper within and the speech tokenizer beside it."""
     folder = write_kimi_audio(root / KIMI_AUDIO)
-    write_whisper(folder / "whisper-large-v3")
+    write_kimi_whisper(folder / "whisper-large-v3")
     write_speech_tokenizer(root / SPEECH_TOKENIZER)
     return folder
 
@@ -311,5 +310,4 @@ if __name__ == "__main__":
     print(write_qwen2_5_omni(out / QWEN2_5_OMNI))
     print(write_whisper(out / WHISPER))
     print(write_qwen_audio(out / QWEN_AUDIO))
-    print(write_omni_thinker(out / OMNI))
     print(write_judge_lm(out / JUDGE_LM))
