@@ -14,7 +14,8 @@ class SharedCache:
 
     prefix: [layers, 2, P, kv_heads, S, head_dim], prompts end at S. suffix: [layers, 2, rows, kv_heads, limit, head_dim].
     lengths [P] int64 of prompts; width: what of S they use; prompt_of and filled [rows] int64: a row's prompt, and how many of its
-    positions are stored.
+    positions are stored. seen [rows, S + limit]: what a row's scores of its prompt and of itself are raised by, 0 where there is
+    something and -inf elsewhere.
     """
 
     def __init__(
@@ -29,6 +30,15 @@ class SharedCache:
         self.lengths = torch.full((prompts,), width, device=device)
         self.prompt_of = torch.zeros(rows, dtype=torch.int64, device=device)
         self.filled = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.seen = torch.zeros(rows, width + limit, dtype=dtype, device=device)
+        self._every_row = torch.arange(rows, device=device)
+        self._views: tuple[int, int, list[SharedLayer]] | None = None
+        self._grouping: tuple[int, Tensor | None] | None = None
+
+    def clear(self, width: int) -> None:
+        """Forgets all rows; prompts of at most `width` positions are stored from now on."""
+        self.filled.zero_()
+        self.width, self._views, self._grouping = width, None, None
 
     def store_prompts(self, slots: Tensor, layers: list[Prefix], lengths: Tensor) -> None:
         """Keeps prefilled prompts in `slots` [N] int64; their own length is at most S."""
@@ -39,6 +49,15 @@ class SharedCache:
             self.prefix[i, 1, slots, :, start:] = layer.values.to(self.prefix.dtype)
         self.lengths[slots] = lengths
 
+    def open(self, part: slice, slots: Tensor) -> None:
+        """New rows, which have no position of their own yet, to the prompts in `slots` [N] int64."""
+        self.prompt_of[part], self.filled[part] = slots, 0
+        capacity = self.prefix.shape[4]
+        place = torch.arange(self.seen.shape[1], device=slots.device)
+        there = (place >= capacity - self.lengths[slots, None]) & (place < capacity)
+        self.seen[part] = torch.where(there, 0.0, -torch.inf).to(self.seen.dtype)
+        self._grouping = None
+
     def keep(self, rows: Tensor) -> None:
         """Moves the rows of these numbers [N] int64, ascending, to the front, with the positions that any of them has."""
         count = len(rows)
@@ -47,46 +66,63 @@ class SharedCache:
         used = int(self.filled[rows].max())
         for layer in self.suffix:
             layer[:, still:count, :, :used] = layer[:, rows[still:], :, :used]
-        for table in (self.prompt_of, self.filled):
+        for table in (self.prompt_of, self.filled, self.seen):
             table[:count] = table[rows]
+        self._grouping = None
 
     def step(self, rows: int, prompts: int) -> "list[SharedLayer]":
         """The layers' view of the first `rows` rows, which have one position more from now on, and of the first `prompts` prompts."""
         room = self.suffix.shape[4]
         places = self.filled[:rows].clamp(max=room - 1)  # a row that has ended is no row soon; until then it writes over its end
         self.filled[:rows] = places + 1
-        if dispatch.choose(self.suffix.device) == "triton":
-            return [SharedLayer(self, i, rows, prompts, places, None) for i in range(self.layers)]
-        lengths, filled = self.lengths[:prompts], self.filled[:rows]
-        planned = reference.plan(lengths, self.width - lengths, self.width, filled, room, self.prompt_of[:rows], finite=True)
-        first, last = (int(x) for x in places.aminmax())
-        at = first if first == last else places
-        return [SharedLayer(self, i, rows, prompts, at, planned) for i in range(self.layers)]
+        if self._views is None or self._views[:2] != (rows, prompts):
+            self._views, self._grouping = (rows, prompts, [SharedLayer(self, i, rows, prompts) for i in range(self.layers)]), None
+        layers = self._views[2]
+        at: int | Tensor = places
+        planned = None
+        if dispatch.choose(self.suffix.device) != "triton":
+            first, last = (int(x) for x in places.aminmax())
+            at = first if first == last else places
+            planned = self._plan(rows, prompts, at, last + 1)
+        for layer in layers:
+            layer.at, layer.planned = at, planned
+        return layers
+
+    def _plan(self, rows: int, prompts: int, at: int | Tensor, longest: int) -> reference.Plan:
+        capacity = self.prefix.shape[4]
+        if isinstance(at, int):
+            self.seen[:rows, capacity + at] = 0
+        else:
+            self.seen[self._every_row[:rows], capacity + at] = 0
+        if self._grouping is None:
+            self._grouping = reference.grouping(self.prompt_of[:rows], prompts)
+        seen = self.seen[:rows, capacity - self.width : capacity + longest]
+        return reference.Plan(*self._grouping, longest, reference.spread(seen, prompts, *self._grouping), None)
 
 
 class SharedLayer:
     """One layer of a `SharedCache` in a step of one position a row."""
 
-    def __init__(self, cache: SharedCache, layer: int, rows: int, prompts: int, at: int | Tensor, planned: reference.Plan | None) -> None:
-        self.cache, self.at, self.planned = cache, at, planned
-        self.prefix = cache.prefix[layer, :, :prompts, :, cache.prefix.shape[4] - cache.width :]
-        self.suffix = cache.suffix[layer, :, :rows]
-        self.rows, self.prompts = rows, prompts
+    at: int | Tensor
+    planned: reference.Plan | None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Stores k, v [rows, kv_heads, 1, head_dim] and lets q [rows, H, 1, head_dim] look at its prompt and its row."""
-        (prefix_k, prefix_v), (suffix_k, suffix_v) = self.prefix, self.suffix
+    def __init__(self, cache: SharedCache, layer: int, rows: int, prompts: int) -> None:
+        self.prefix_k, self.prefix_v = cache.prefix[layer, :, :prompts, :, cache.prefix.shape[4] - cache.width :]
+        self.suffix_k, self.suffix_v = cache.suffix[layer, :, :rows]
+        self.row, self.filled, self.prompt_of = cache._every_row[:rows], cache.filled[:rows], cache.prompt_of[:rows]
+        self.lengths, self.width = cache.lengths[:prompts], cache.width
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Stores k, v [rows, kv_heads, head_dim] and lets q [rows, H, head_dim] look at its prompt and its row."""
+        prefix_k, prefix_v, suffix_k, suffix_v = self.prefix_k, self.prefix_v, self.suffix_k, self.suffix_v
+        dtype, stored = q.dtype, suffix_k.dtype
         if isinstance(self.at, int):
-            suffix_k[:, :, self.at], suffix_v[:, :, self.at] = k[:, :, 0], v[:, :, 0]
+            suffix_k[:, :, self.at], suffix_v[:, :, self.at] = k, v
         else:
-            row = torch.arange(self.rows, device=q.device)
-            suffix_k[row, :, self.at], suffix_v[row, :, self.at] = k[:, :, 0].to(suffix_k.dtype), v[:, :, 0].to(suffix_v.dtype)
-        scale, dtype = q.shape[-1] ** -0.5, q.dtype
-        q = q[:, :, 0].to(suffix_k.dtype)
+            suffix_k[self.row, :, self.at], suffix_v[self.row, :, self.at] = k.to(stored), v.to(stored)
+        q, scale = q.to(stored), q.shape[-1] ** -0.5
         if self.planned is not None:
-            out = reference.attend(q, prefix_k, prefix_v, suffix_k, suffix_v, scale, self.planned)
-        else:
-            lengths, filled, prompt_of = self.cache.lengths[: self.prompts], self.cache.filled[: self.rows], self.cache.prompt_of
-            starts = self.cache.width - lengths
-            out = shared_prefix_attention(q, prefix_k, prefix_v, lengths, suffix_k, suffix_v, filled, prompt_of[: self.rows], scale, starts)
-        return out[:, :, None].to(dtype)
+            return reference.attend(q, prefix_k, prefix_v, suffix_k, suffix_v, scale, self.planned).to(dtype)
+        starts = self.width - self.lengths
+        out = shared_prefix_attention(q, prefix_k, prefix_v, self.lengths, suffix_k, suffix_v, self.filled, self.prompt_of, scale, starts)
+        return out.to(dtype)

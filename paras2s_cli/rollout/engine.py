@@ -12,6 +12,7 @@ from paras2s_cli.models.cache import Prefix
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 from paras2s_cli.rollout.cache import SharedCache
+from paras2s_cli.rollout.decode import Projections, decode
 from paras2s_cli.rollout.graphs import Graphs, bucket
 from paras2s_cli.rollout.rows import Rows
 from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, draw, row_keys
@@ -86,7 +87,8 @@ class Engine:
         self.cache = SharedCache(model.config, shape.prompts, shape.width, shape.rows, shape.limit, weight.dtype, weight.device)
         self.rows = Rows(shape.rows, shape.limit, weight.device)
         self.limit = torch.tensor(shape.limit, device=weight.device)
-        self.audio_head = torch.empty_like(model.mimo_output.weight[model.audio_ids])
+        self.audio_head = torch.empty_like(model.audio_head)
+        self.projections = Projections(model)
         self.graphs = Graphs([*self.rows.tables(), self.cache.filled]) if self.device.type == "cuda" else None
 
     def fits(self, model: SpeechLM, wanted: Shape) -> bool:
@@ -99,11 +101,11 @@ class Engine:
         self, model: SpeechLM, prompts: Streams, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int, batch: int
     ) -> Rollouts:
         """`rollout`, in this engine's memory."""
-        self.audio_head.copy_(model.mimo_output.weight[model.audio_ids])
+        self.audio_head.copy_(model.audio_head)
+        self.projections.load(model)
         self.limit.fill_(limit)
         self.rows.alive.zero_()
-        self.cache.filled.zero_()
-        self.cache.width = self.shape.width if self.graphs else prompts.audio.shape[1]
+        self.cache.clear(self.shape.width if self.graphs else prompts.audio.shape[1])
         keys, results = row_keys(seed, row_ids), _Results(len(row_ids), limit, model.specials.blank, self.device)
         waiting, count = 0, 0  # the next prompt; rows in flight
         while True:
@@ -148,8 +150,7 @@ class Engine:
         part = slice(first, first + len(slots) * group)
         answers = (numbers[:, None] * group + torch.arange(group, device=self.device)).flatten()
         self.rows.open(part, answers, keys[answers], lengths.repeat_interleave(group), model.specials.blank)
-        self.cache.prompt_of[part] = slots.repeat_interleave(group)
-        self.cache.filled[part] = 0
+        self.cache.open(part, slots.repeat_interleave(group))
         self._draw(model, part, text[:, -1].repeat_interleave(group, 0), audio[:, -1].repeat_interleave(group, 0), sampling)
 
     @torch.inference_mode()
@@ -168,8 +169,8 @@ class Engine:
         layers = self.cache.step(count, prompts)
         # no text is left to write in the second half of most answers; a graph cannot ask
         writing = self.graphs is not None or bool((rows.alive[part] & rows.writing[part]).any())
-        text, audio = model.hidden(x[:, None], position[:, None], None, layers, writing)
-        self._draw(model, part, text[:, 0], audio[:, 0], sampling, writing)
+        text, audio = decode(model, self.projections, x, position, layers, writing)
+        self._draw(model, part, text, audio, sampling, writing)
 
     def _draw(self, model: SpeechLM, part: slice, text: Tensor, audio: Tensor, sampling: Sampling, writing: bool = True) -> None:
         """Draws one position of both streams from hidden states [N, D]. What is forced is drawn too, and thrown away."""

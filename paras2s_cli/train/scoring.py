@@ -11,7 +11,10 @@ from paras2s_cli.rollout.sampling import Warp, restrict
 from paras2s_kernels import linear_logprob, token_logprob
 
 LOGITS = 1 << 24
-"""Logits of a stream that may be held at once, 64 MB in fp32. Up to so many, computing them again for the backward is not worth it."""
+"""Logits of a stream that may be held at once, 64 MB in fp32. Up to so many, computing them again for the backward is not worth it; and
+glibc gives blocks above 32 MB back at once, where much smaller pieces leave its heap in holes (measured: 0.3 GB at 16k codes)."""
+TOKENS = 256
+"""Of a large vocabulary at least so many tokens at once: below that, what costs is to read the head and to write its gradient."""
 
 
 class Scores(NamedTuple):
@@ -24,8 +27,8 @@ class Scores(NamedTuple):
 def score(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> Scores:
     """The tokens at `columns` under the distribution that `warp` leaves of softmax(hidden head'), with gradient.
 
-    More than LOGITS logits are never there at once: without top k and top p by `linear_logprob`; with them, which need a token's
-    logits side by side, by pieces of the tokens that are computed again for the backward.
+    More than LOGITS logits (or those of TOKENS tokens) are never there at once: without top k and top p by `linear_logprob`; with
+    them, which need a token's logits side by side, by pieces of the tokens that are computed again for the backward.
 
     Args:
         hidden: [N, D]. head: [V, D]. columns: [N] int64, kept always (see `restrict`).
@@ -35,7 +38,7 @@ def score(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> Scores:
     if warp.top_k == 0 and warp.top_p == 1:
         logprobs, entropy, _ = linear_logprob(hidden, head, columns, warp.temperature)
         return Scores(logprobs, entropy)
-    size = max(1, LOGITS // head.shape[0])
+    size = max(TOKENS, LOGITS // head.shape[0])
     pieces = [
         checkpoint(_score, states, head, some, warp, use_reentrant=False, preserve_rng_state=False)
         for states, some in zip(hidden.split(size), columns.split(size), strict=True)
@@ -53,7 +56,7 @@ def score_logits(logits: Tensor, columns: Tensor, warp: Warp) -> Scores:
 
 
 def cross_entropy(hidden: Tensor, head: Tensor, columns: Tensor) -> Tensor:
-    """Sum of -log softmax(hidden head') at the columns, with gradient; more than LOGITS logits are never there at once.
+    """Sum of -log softmax(hidden head') at the columns, with gradient, in memory as `score`.
 
     Args:
         hidden: [N, D]. head: [V, D]. columns: [N] int64.

@@ -63,8 +63,9 @@ def test_it_is_attention_over_the_copied_prefix() -> None:
 
 BUGS = {
     "scale": ("(q * scale)", "(q * 1.0)"),
-    "unseen_counts": ("scores.masked_fill_(outside[:, None, None], _NEG_INF)", "scores"),
-    "unseen_values": ("values.masked_fill(outside[:, None, :, None], 0.0)", "values"),
+    "unseen_counts": ("scores += planned.seen[:, :, None, None]", "pass"),
+    "unseen_values": ("x.masked_fill(prefix_outside[:, None, :, None], 0.0)", "x"),
+    "unseen_values_of_its_own": ("x[:, :, :longest].masked_fill(suffix_outside[:, None, :, None], 0.0)", "x"),
     "starts_ignored": ("torch.zeros_like(lengths) if starts is None else starts", "torch.zeros_like(lengths)"),
     "end_ignored": ("(position < first.unsqueeze(1)) | (position >= end.unsqueeze(1))", "position < first.unsqueeze(1)"),
     "unsorted_rows": ("index_copy_(0, order, of * group + rank)", "copy_(of * group + rank)"),
@@ -72,7 +73,7 @@ BUGS = {
     "sorted_is_enough": ("bool(inside.all())", "bool(inside.any())"),
     "result_not_taken_back": ("shared, own = shared[place], own[place]", "shared, own = shared[:rows], own[:rows]"),
     "nothing_is_nan": ("planned.nothing is None", "True"),
-    "prefix_dropped": ("(shared + own @ suffix_v)", "(own @ suffix_v)"),
+    "prefix_dropped": ("torch.baddbmm(shared.view(rows * kv, rep, dim), ", "torch.bmm("),
 }
 
 

@@ -9,6 +9,7 @@ from paras2s_cli.models.cache import Prefix
 from paras2s_cli.models.prompt import spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 from paras2s_cli.rollout.cache import SharedCache
+from paras2s_cli.rollout.decode import Projections, decode
 
 LIMIT = 6
 
@@ -43,22 +44,21 @@ def test_rows_at_different_positions_that_move_see_their_own_past() -> None:
     prompts = spoken_queries(random_frames([22, 9, 33]), model.config, model.specials)
     cache = filled(model, prompts, slots=5, rows=7)
     prompt_of = [0, 2, 2, 1, 0, 1, 2]
-    cache.prompt_of[:] = torch.tensor(prompt_of) + 2
+    cache.open(slice(0, 7), torch.tensor(prompt_of) + 2)
     past: list[list[int]] = [[] for _ in prompt_of]
     rows, generator = list(range(7)), torch.Generator().manual_seed(0)
     lengths = positions = causal(prompts.valid)[0][:, -1] + 1
 
     def feed() -> None:
-        ids = torch.randint(0, 60, (len(rows), 1), generator=generator)
-        positions = torch.tensor([int(lengths[prompt_of[r]]) + len(past[r]) for r in rows])[:, None]
-        layers = cache.step(len(rows), 5)
+        ids = torch.randint(0, 60, (len(rows),), generator=generator)
+        positions = torch.tensor([int(lengths[prompt_of[r]]) + len(past[r]) for r in rows])
         x = model.model.embed_tokens(ids) + model.model.embed_tokens(ids)
-        text, audio = model.hidden(x, positions, None, layers)
+        text, audio = decode(model, Projections(model), x, positions, cache.step(len(rows), 5))
         for place, row in enumerate(rows):
             past[row].append(int(ids[place]))
             words, sounds = whole(model, prompts, prompt_of[row], past[row])
-            torch.testing.assert_close(text[place, 0], words, atol=2e-5, rtol=0)
-            torch.testing.assert_close(audio[place, 0], sounds, atol=2e-5, rtol=0)
+            torch.testing.assert_close(text[place], words, atol=2e-5, rtol=0)
+            torch.testing.assert_close(audio[place], sounds, atol=2e-5, rtol=0)
 
     assert int(positions.max()) > int(positions.min())
     feed()
@@ -72,7 +72,7 @@ def test_rows_at_different_positions_that_move_see_their_own_past() -> None:
     rows.append(7)
     past.append([])
     prompt_of.append(0)
-    cache.prompt_of[len(rows) - 1], cache.filled[len(rows) - 1] = 2, 0
+    cache.open(slice(len(rows) - 1, len(rows)), torch.tensor([2]))
     feed()
     feed()
     assert sorted(len(past[r]) for r in rows) == [2, 6, 6, 6, 6, 6]

@@ -63,6 +63,7 @@ def by_definition(hidden: Tensor, head: Tensor, columns: Tensor, warp: Warp) -> 
 @pytest.mark.parametrize("most", [1 << 24, 3000])
 def test_scores_and_gradients_are_those_of_the_definition(most: int, warp: Warp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "LOGITS", most)
+    monkeypatch.setattr(scoring, "TOKENS", 1)
     hidden, head, columns = numbers()
     weights = torch.randn(2, N, generator=torch.Generator().manual_seed(7))
     found = scoring.score(hidden, head, columns, warp)
@@ -79,6 +80,7 @@ def test_scores_and_gradients_are_those_of_the_definition(most: int, warp: Warp,
 @pytest.mark.parametrize("most", [1 << 24, 3000])
 def test_cross_entropy_is_that_of_torch(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "LOGITS", most)
+    monkeypatch.setattr(scoring, "TOKENS", 1)
     hidden, head, columns = numbers()
     found = scoring.cross_entropy(hidden, head, columns)
     wanted = F.cross_entropy(hidden.double() @ head.double().t(), columns, reduction="sum")
@@ -112,6 +114,7 @@ def test_on_policy_the_ratio_is_1_in_pieces(sampling: Sampling, monkeypatch: pyt
     rolled = rollout(model, prompts, group=8, sampling=sampling, seed=9, row_ids=torch.arange(32), limit=20)
     losses = next_token_losses(model, prompts.repeat(8), rolled.answers)
     monkeypatch.setattr(scoring, "LOGITS", 500)
+    monkeypatch.setattr(scoring, "TOKENS", 1)
     answers = rolled.answers
     streams = stream_logprobs(NativePolicy(model), prompts, answers, sampling)
     for found, given, free in zip(
