@@ -30,6 +30,7 @@ COPY = "import shutil, sys\nshutil.copy(*sys.argv[1:])\n"
 PYTHON = f"{sys.executable} -IS"
 SCRIPTS = {
     "copy.py": COPY,
+    "not_q0.py": COPY.replace("shutil.copy", "'q0' in sys.argv[1] or shutil.copy"),
     "asr.py": "import os, sys\nprint('words of', os.path.basename(sys.argv[1]))\n",
     "llm.py": "import sys\nprint('answer to', sys.argv[1]) if 'sad' not in sys.argv[1] else sys.exit('too sad')\n",
     "tts.py": (
@@ -248,12 +249,13 @@ def test_what_a_bench_may_cost(server: SpeechServer, capsys: pytest.CaptureFixtu
 def test_a_judge_that_is_a_server_scores_queries_of_ones_own() -> None:
     with ChatServer(lambda words: ["refusal"] if words == "510 samples" else []) as server:
         judge_recipe(server)
-        words = ["bench", f"mine={program('copy.py', '{query} {answer}')}", *SMALL, queries(requirement="Be kind."), "judge=judge.yaml"]
+        words = ["bench", f"mine={program('not_q0.py', '{query} {answer}')}", *SMALL, queries(requirement="Be kind."), "judge=judge.yaml"]
         assert main(words) == 0
     mine = rows()["mine"]
     wanted = [score_of(f"{500 + 10 * i} samples") for i in range(4)]
-    wanted[1] = None  # type: ignore[call-overload]
-    assert [row["score"] for row in mine] == wanted and [row["failure"] for row in mine] == [None, "refusal", None, None]
+    wanted[:2] = [None, None]  # type: ignore[list-item]
+    assert [row["score"] for row in mine] == wanted, "each beside its own query, though one has no answer"
+    assert [row["failure"] for row in mine] == ["no-answer", "refusal", None, None]
     assert {heard_in(arrival.body).get("requirement") for arrival in server.arrivals} == {"Be kind."}
 
 
