@@ -13,7 +13,7 @@ from paras2s_cli.rollout.cache import SharedLayer
 
 class Projections:
     """Every block's query, key and value weights side by side, so that one product makes all three. A copy, in memory that does not
-    move; of Kimi-Audio's layers it is a fifteenth."""
+    move; of Kimi-Audio's layers it is a fifteenth. Layers that are more than a product, as adapted ones are, are asked one by one."""
 
     def __init__(self, model: SpeechLM) -> None:
         self.weights = [torch.cat([x.weight.detach() for x in _parts(block)]) for block in _blocks(model)]
@@ -24,6 +24,13 @@ class Projections:
         for block, weight, bias in zip(_blocks(model), self.weights, self.biases, strict=True):
             torch.cat([x.weight for x in _parts(block)], out=weight)
             torch.cat([x.bias for x in _parts(block)], out=bias)
+
+
+def _project(block: Block, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    parts = _parts(block)
+    if all(type(part) is torch.nn.Linear for part in parts):
+        return F.linear(x, weight, bias)
+    return torch.cat([part(x) for part in parts], -1)
 
 
 def _blocks(model: SpeechLM) -> list[Block]:
@@ -62,7 +69,7 @@ def decode(
 
 def _through(block: Block, weight: Tensor, bias: Tensor, layer: SharedLayer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     heads, kv = block.self_attn.heads, block.self_attn.kv_heads
-    projected = F.linear(block.input_layernorm(x), weight, bias).view(len(x), heads + 2 * kv, -1)
+    projected = _project(block, weight, bias, block.input_layernorm(x)).view(len(x), heads + 2 * kv, -1)
     q, k = rotate(projected[:, : heads + kv], cos, sin).split((heads, kv), 1)
     x = x + block.self_attn.o_proj(layer.attend(q, k, projected[:, heads + kv :]).flatten(1))
     return x + block.mlp(block.post_attention_layernorm(x))
