@@ -259,6 +259,15 @@ def test_a_judge_that_is_a_server_scores_queries_of_ones_own() -> None:
     assert {heard_in(arrival.body).get("requirement") for arrival in server.arrivals} == {"Be kind."}
 
 
+def test_the_judge_spends_from_the_same_purse(server: SpeechServer, capsys: pytest.CaptureFixture[str]) -> None:
+    judge_recipe(server)
+    recipe = Path("judge.yaml").read_text().replace("price_in: 1000", "price_in: 0\n  max_tokens: 4000")
+    Path("judge.yaml").write_text(recipe)
+    assert main(["bench", "topline", *SMALL, "limit=1", "judge=judge.yaml", "--max-cost", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "cost 0.16" in err and "stopped before --max-cost 1 could be passed" in err and server.arrivals == []
+
+
 def test_a_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "openai:tiny", "--dry-run"]) == 0
     assert "- openai:tiny" in capsys.readouterr().out and not Path("runs").exists()
