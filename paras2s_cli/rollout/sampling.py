@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from paras2s_kernels import dispatch, sample_logprob
@@ -107,35 +108,36 @@ def draw(logits: Tensor, keys: Tensor, step: int | Tensor, stream: int, warp: Wa
     if dispatch.choose(logits.device) == "triton":
         return sample_logprob(logits, 0, keys, step, stream, warp.temperature, warp.top_k, warp.top_p)
     # On the CPU one number a row and a running sum take a third of the time of one number a column (64 x 1026).
-    logits = restrict(logits, warp).float()
+    logits = logits.float()
+    if 0 < warp.top_k < logits.shape[1]:
+        # what `restrict` keeps, less the least of it: a difference is exactly 0 for equals, and to compare and to fill takes far longer
+        logits = F.threshold(logits - logits.topk(warp.top_k).values[:, -1:], -1e-38, -torch.inf)
+    logits = restrict(logits, Warp(warp.temperature, 0, warp.top_p))
     if warp.temperature not in (0, 1):
         logits = logits / warp.temperature
-    top, first = logits.max(-1, keepdim=True)
-    weights = (logits - top).exp_()
-    columns, total = (first[:, 0], weights.sum(-1)) if warp.temperature == 0 else inverse(weights, uniforms(keys, step, stream))
-    return columns, (logits.gather(1, columns[:, None]) - top)[:, 0] - total.log().float()
+    shares = logits.softmax(-1)
+    columns = logits.argmax(-1) if warp.temperature == 0 else inverse(shares, uniforms(keys, step, stream))
+    return columns, shares.gather(1, columns[:, None])[:, 0].log()
 
 
-def inverse(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of the distribution function, in float64 so that rare columns keep their share, by blocks of columns.
+def inverse(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The inverse of the distribution function: [B] int64, the column that each number stands for.
+
+    By blocks of columns, whose sums are fp32 and added up in float64, and then within one in float64: every column has its share but
+    for fp32's rounding of that share, however rare it is.
 
     Args:
         weights: [B, V] fp32, at least 0. uniform: [B] float64 in [0, 1).
-
-    Returns:
-        columns [B] int64, and the rows' sums [B] float64.
     """
     rows, vocab = weights.shape
     blocks = -(-vocab // _BLOCK)
-    wide = weights.new_zeros(rows, blocks * _BLOCK, dtype=torch.float64)
-    wide[:, :vocab] = weights
-    wide = wide.view(rows, blocks, _BLOCK)
-    ends = wide.sum(-1).cumsum(-1)
+    wide = F.pad(weights, (0, blocks * _BLOCK - vocab)).view(rows, blocks, _BLOCK)
+    ends = wide.sum(-1).cumsum(-1, dtype=torch.float64)
     target = uniform * ends[:, -1]
     block = _first_above(ends, target)
-    before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    inside = wide[torch.arange(rows, device=wide.device), block].cumsum(-1)
-    return block * _BLOCK + _first_above(inside, target - before), ends[:, -1]
+    before, after = F.pad(ends, (1, 0)).gather(1, torch.stack([block, block + 1], 1)).unbind(1)
+    inside = wide[torch.arange(rows, device=wide.device), block].cumsum(-1, dtype=torch.float64)
+    return block * _BLOCK + _first_above(inside, (target - before) / (after - before) * inside[:, -1])
 
 
 def _first_above(sums: Tensor, target: Tensor) -> Tensor:

@@ -80,9 +80,8 @@ def test_draws_follow_the_probabilities(warp: Warp) -> None:
 
 
 def test_a_draw_is_the_inverse_of_the_distribution_function() -> None:
-    columns, total = inverse(torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(6, 4), torch.tensor([0.0, 0.09, 0.11, 0.29, 0.31, 0.61]).double())
+    columns = inverse(torch.tensor([0.1, 0.2, 0.3, 0.4]).expand(6, 4), torch.tensor([0.0, 0.09, 0.11, 0.29, 0.31, 0.61]).double())
     assert columns.tolist() == [0, 0, 1, 1, 2, 3]
-    torch.testing.assert_close(total, torch.ones(6).double())
 
 
 @pytest.mark.parametrize("vocab", [1, 31, 32, 33, 1026])
@@ -92,9 +91,8 @@ def test_the_inverse_by_blocks_is_the_plain_one(vocab: int) -> None:
     weights[:, ::3] *= (torch.rand(3000, 1, generator=generator) < 0.5) | (vocab == 1)
     uniform = torch.rand(3000, generator=generator, dtype=torch.float64)
     uniform[:2] = torch.tensor([0.0, 2.0**-60])
-    columns, total = inverse(weights, uniform)
+    columns = inverse(weights, uniform)
     sums = weights.double().cumsum(-1)
-    torch.testing.assert_close(total, sums[:, -1])
     plain = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0]
     assert torch.equal(columns, plain)
 
@@ -107,13 +105,13 @@ def test_an_impossible_column_is_never_drawn() -> None:
         illegal[:, 4] = False
         weights[illegal] = 0
         for edge in (0.0, 1 - 2.0**-53, 2.0**-60):
-            columns, _ = inverse(weights, torch.full((2000,), edge, dtype=torch.float64))
+            columns = inverse(weights, torch.full((2000,), edge, dtype=torch.float64))
             assert not illegal[torch.arange(2000), columns].any()
 
 
 def test_a_rare_last_column_keeps_its_share() -> None:
     weights = torch.tensor([[0.6, 0.4, 1e-9]])  # in fp32 the sum has reached 1 before it
-    columns, _ = inverse(weights.expand(2, 3), torch.tensor([1 - 2e-10, 1 - 1e-7], dtype=torch.float64))
+    columns = inverse(weights.expand(2, 3), torch.tensor([1 - 2e-10, 1 - 1e-7], dtype=torch.float64))
     assert columns.tolist() == [2, 1]
 
 
