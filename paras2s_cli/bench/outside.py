@@ -15,7 +15,7 @@ from paras2s_cli.bench.kept import Count, Kept, Said
 from paras2s_cli.bench.program import Program
 from paras2s_cli.bench.served import Part, Served, Speech, SpokenAnswer, Transcript, WrittenAnswer
 from paras2s_cli.bench.stage import Ask, Stage
-from paras2s_cli.bench.systems import Answer, parse_systems
+from paras2s_cli.bench.systems import Answer, parse_systems, speaker_answers, speaker_of
 from paras2s_cli.data.manifest import read_rows
 from paras2s_cli.data.rows import Response
 from paras2s_cli.data.worlds import Spoken, World
@@ -23,6 +23,8 @@ from paras2s_cli.endpoint.cost import Estimate, Purse
 from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.stages import Utterance
+from paras2s_cli.models.folder import load_model
+from paras2s_cli.models.omni import MODEL_TYPE, QwenOmni, read_model_type
 from paras2s_cli.recipe.schema import BenchRecipe, Endpoint, Servers
 
 OWN = "pocket"
@@ -104,6 +106,26 @@ class Files:
             return _spoken(query, Said(row.text, row.audio), row.text)
         except UsageError as error:
             return _spoken(query, Fault("unreadable-audio", str(error)), None)
+
+    def estimates(self, count: int, seconds: float) -> list[Estimate]:
+        return []
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model from a folder: Kimi-Audio or Qwen2.5-Omni, as it was published or as a run has left it."""
+
+    folder: str
+    recipe: BenchRecipe
+
+    def answers(self, world: World, queries: Sequence[Spoken], asked: Sequence[Utterance]) -> list[Answer]:
+        """Raises UsageError for a folder that holds neither."""
+        place = Path(self.folder)
+        native = (place / "config.json").is_file() and read_model_type(place) != MODEL_TYPE
+        speaker = speaker_of(load_model(place) if native else QwenOmni.load(self.folder))
+        if speaker is None:
+            raise UsageError(f"{self.folder} speaks the codec of a world: measure it in its run, by `paras2s bench aligned --run RUN`")
+        return speaker_answers(speaker, queries, 0.0, self.recipe.seed, self.recipe.answer_limit)
 
     def estimates(self, count: int, seconds: float) -> list[Estimate]:
         return []
@@ -195,6 +217,8 @@ def make_sources(
     for system in parse_systems(recipe.systems):
         if system.kind == "files":
             sources[system.name] = Files(Path(system.what), say, allow_outside)
+        elif system.kind == "model":
+            sources[system.name] = Checkpoint(system.what, recipe)
         elif system.kind in ("cmd", "openai"):
             whole = asked(system.kind, system.name, f"{system.kind}:{system.what}", SpokenAnswer(), ["query", "answer"])
             assert whole is not None

@@ -69,7 +69,7 @@ def run_bench(
         if name in sources:
             answers = sources[name].answers(world, queries, asked)
         else:
-            answers = answers_of(name, world, queries, asked, temperature, recipe.seed, load)
+            answers = answers_of(name, world, queries, asked, temperature, recipe.seed, load, recipe.answer_limit)
         rows += scored(name, mode, answers, asked, judge, None if foreign else world, recipe.seed, folder / "answers")
         faults = Counter(answer.fault.failure for answer in answers if answer.fault)
         if faults:

@@ -7,26 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 
 from paras2s_cli.data.cache import file_name
 from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.stages import Utterance
+from paras2s_cli.models.omni import QwenOmni
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import BenchRecipe
+from paras2s_cli.rollout.engine import BATCH
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.distill import answer_queries, codes_of_all
+from paras2s_cli.train.policy import KimiPolicy, OmniPolicy, Speaker
 
 MODELS = ("base", "sft", "aligned")
 REFERENCES = ("cascade", "topline")
-_OUTSIDE = re.compile(r"(?:([\w-]+)=)?((cmd|openai|files):(.*))", re.DOTALL)
+_OUTSIDE = re.compile(r"(?:([\w-]+)=)?((cmd|openai|files|model):(.*))", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class System:
-    """A system as it is asked for. name: in tables. kind: `cmd`, `openai` or `files`, or the name of one of our own. what: the rest."""
+    """A system as it is asked for. name: in tables. kind: `cmd`, `openai`, `files`, `model`, or the name of one of our own. what: the
+    rest."""
 
     name: str
     kind: str
@@ -62,6 +67,25 @@ def model_answers(
     return [Answer(q, waves[c.tobytes()], t, known[c.tobytes()]) for q, c, t in zip(queries, codes, texts, strict=True)]
 
 
+def speaker_answers(speaker: Speaker, queries: Sequence[Spoken], temperature: float, seed: int, limit: int) -> list[Answer]:
+    """Answers of a model with a voice of its own.
+
+    Args:
+        temperature: of both streams; 0 samples as the model's publisher does, for greedy codes fall into loops.
+        limit: positions of a stream at most; what was said by then is the answer.
+    """
+    sampling = Sampling(temperature) if temperature else speaker.usual
+    found = []
+    for first in range(0, len(queries), BATCH):
+        asked = queries[first : first + BATCH]
+        rows = torch.arange(first, first + len(asked))
+        answers = speaker.rollout(speaker.prompt(asked), group=1, sampling=sampling, seed=seed, row_ids=rows, limit=limit).answers
+        waves = speaker.speak(speaker.codes(answers), seed)
+        texts = [speaker.written(text) for text in answers.text]
+        found += [Answer(q, wave, text, None, outside=True) for q, wave, text in zip(asked, waves, texts, strict=True)]
+    return found
+
+
 def cascade_answers(world: World, queries: Sequence[Spoken], asked: Sequence[Utterance]) -> list[Answer]:
     """ASR, then an answerer who reads, then neutral speech: deaf to style by construction."""
     return [_recorded(q, world.blind_answer(u.heard.text)) for q, u in zip(queries, asked, strict=True)]
@@ -84,7 +108,7 @@ def is_system(word: str) -> bool:
 
 
 def parse_systems(words: Sequence[str]) -> list[System]:
-    """Names of our own systems, `cmd:PROGRAM ...`, `openai:MODEL` and `files:MANIFEST`; these three may begin with `NAME=`.
+    """Names of our own systems, `cmd:PROGRAM ...`, `openai:MODEL`, `files:MANIFEST` and `model:FOLDER`; these four may begin with `NAME=`.
 
     Raises:
         UsageError: a system is not known, or two have one name.
@@ -94,7 +118,7 @@ def parse_systems(words: Sequence[str]) -> list[System]:
         found = _OUTSIDE.fullmatch(word)
         if found is None and word not in (*MODELS, *REFERENCES):
             known = ", ".join((*MODELS, *REFERENCES))
-            raise UsageError(f"no system is called {word!r}; there are {known}, cmd:PROGRAM, openai:MODEL and files:MANIFEST")
+            raise UsageError(f"no system is called {word!r}; there are {known}, cmd:PROGRAM, openai:MODEL, files:MANIFEST, model:FOLDER")
         systems.append(System(found[1] or found[2], found[3], found[4]) if found else System(word, word))
         if systems[-1].name in [system.name for system in systems[:-1]]:
             raise UsageError(f"two systems are called {systems[-1].name!r}; write NAME={word} for one of them")
@@ -103,7 +127,8 @@ def parse_systems(words: Sequence[str]) -> list[System]:
     return systems
 
 
-LoadModel = Callable[[str], tuple[SpeechLM, TextTokenizer]]
+Loaded = tuple[SpeechLM, TextTokenizer] | QwenOmni
+LoadModel = Callable[[str], Loaded]
 """base, sft or aligned -> the model of a run."""
 
 
@@ -115,17 +140,29 @@ def answers_of(
     temperature: float,
     seed: int,
     load: LoadModel,
+    limit: int,
 ) -> list[Answer]:
     """The answers of a system by name. `temperature` 0 is greedy; it means nothing to the references.
 
-    asked: what was heard in the queries, for a cascade.
+    asked: what was heard in the queries, for a cascade. limit: see `speaker_answers`.
     """
     if name == "cascade":
         return cascade_answers(world, queries, asked)
     if name == "topline":
         return topline_answers(world, queries, seed)
-    model, tokenizer = load(name)
-    return model_answers(model, tokenizer, world, queries, temperature, seed)
+    loaded = load(name)
+    speaker = speaker_of(loaded)
+    if speaker is not None:
+        return speaker_answers(speaker, queries, temperature, seed, limit)
+    assert not isinstance(loaded, QwenOmni)
+    return model_answers(*loaded, world, queries, temperature, seed)
+
+
+def speaker_of(loaded: Loaded) -> Speaker | None:
+    """A model with a voice of its own as what answers; None for one that speaks a world's codec."""
+    if isinstance(loaded, QwenOmni):
+        return OmniPolicy(loaded, None)
+    return None if loaded[0].config.encoder_features else KimiPolicy(*loaded)
 
 
 def saved(answer: Answer, folder: Path, name: str) -> Path | None:

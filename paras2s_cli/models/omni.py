@@ -90,11 +90,12 @@ class QwenOmni:
 
     @classmethod
     def load(
-        cls, source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, speaker: str | None = None
+        cls, source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, speaker: str | None = None
     ) -> "QwenOmni":
         """Reads a folder or, where `source` is none, the repository of that name on the Hugging Face hub.
 
         Args:
+            device: None is the GPU where there is one.
             dtype: of thinker and talker; None keeps that of the files. token2wav is float32, as the library has it.
             speaker: a voice of spk_dict.pt; None takes the first. The library reads that file with `weights_only`, which runs no code.
 
@@ -112,7 +113,7 @@ class QwenOmni:
         if speaker not in model.speaker_map:
             raise UsageError(f"{folder / _VOICES} has no voice {speaker!r}: it has {', '.join(model.speaker_map)}")
         model.token2wav.float()
-        return cls(folder, model.to(device).eval(), speaker)
+        return cls(folder, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), speaker)
 
     def save(self, folder: Path) -> None:
         """Writes the model into an existing folder: its weights and config by the library, the other files as they were read."""

@@ -313,11 +313,23 @@ class CheckpointBase(RecipeBase):
     """As seen from where the command runs."""
 
 
+class OmniBase(RecipeBase):
+    """A base that is there already: Qwen2.5-Omni, run through transformers."""
+
+    kind: Literal["qwen2.5-omni"] = "qwen2.5-omni"
+    folder: str = Field(min_length=1)
+    """Of the checkpoint, or its name on the Hugging Face hub."""
+    part: Literal["talker", "thinker", "both"] = "talker"
+    """What learns."""
+    speaker: str | None = None
+    """A voice of its spk_dict.pt; None is the first."""
+
+
 class SftRecipe(Recipe):
     """Next-token training of the base on demonstrations."""
 
     kind: Literal["sft"] = "sft"
-    base: BaseRecipe | CheckpointBase = Field(discriminator="kind")
+    base: BaseRecipe | CheckpointBase | OmniBase = Field(discriminator="kind")
     demonstrations: Demonstrations
     train: Train
     lora: Lora | None = None
@@ -385,6 +397,8 @@ class BenchRecipe(Recipe):
     """`pocket`, `cmd:` with {text}, {answer} and maybe {style}, or `openai:MODEL`: who reads the written answers."""
     programs: Programs = Programs.model_validate({})
     openai: Servers = Servers.model_validate({})
+    answer_limit: int = Field(1500, ge=1)
+    """Tokens of either stream of an answer of Qwen2.5-Omni: 30 s of its speech."""
 
 
 class AlignRecipe(Recipe):
@@ -392,6 +406,8 @@ class AlignRecipe(Recipe):
 
     kind: Literal["align"] = "align"
     judge: PolytoneRecipe
+    judged_by: JudgeRecipe | None = None
+    """The reward of a model with a voice of its own, whose every answer is judged as sound; None: `judge` and the world's rubric."""
     sft: SftRecipe
     reward: DistillRecipe
     grpo: Grpo

@@ -1,23 +1,29 @@
 """What training asks of a speech-to-speech model: of the speech LM that is implemented here, or of Qwen2.5-Omni through transformers."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import soxr
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paras2s_cli.audio.read import read_audio
 from paras2s_cli.data.worlds import Spoken
-from paras2s_cli.models.omni import OmniPrompts, Part, QwenOmni
+from paras2s_cli.models.omni import HEARD_RATE, RATE, OmniPrompts, Part, QwenOmni
 from paras2s_cli.models.omni_streams import answer_logits
 from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
+from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.models.voice.folder import load_voice
+from paras2s_cli.models.voice.voice import Voice
 from paras2s_cli.rollout.engine import Rollouts, rollout
-from paras2s_cli.rollout.omni import rollout_omni
-from paras2s_cli.rollout.sampling import Sampling
+from paras2s_cli.rollout.omni import QWEN_OMNI, rollout_omni
+from paras2s_cli.rollout.sampling import KIMI_AUDIO, Sampling
 from paras2s_cli.train.prompts import prompts_of
-from paras2s_cli.train.scoring import Scores, score, score_logits
+from paras2s_cli.train.scoring import Scores, cross_entropy, score, score_logits
 
 
 class Policy(Protocol):
@@ -40,8 +46,27 @@ class Policy(Protocol):
         """Text and audio of the free positions, in their order, with gradient. Prompts may be a G-th of the answers, G to each."""
         ...
 
+    def losses(self, prompts: Any, answers: Answers) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the free positions of text and audio, summed over all of them, with gradient."""
+        ...
+
     def codes(self, answers: Answers) -> list[np.ndarray]:
         """The audio codes of each answer, int64, without what only ends them."""
+        ...
+
+
+class Speaker(Policy, Protocol):
+    """A policy with a voice of its own, which needs no world to be heard."""
+
+    usual: Sampling
+    """How it is sampled where nothing else is asked for."""
+
+    def speak(self, codes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+        """Audio codes to sound, float32 [T] each at 16 kHz; none give no samples."""
+        ...
+
+    def written(self, ids: Tensor) -> str:
+        """A row of the text stream as text."""
         ...
 
 
@@ -66,8 +91,38 @@ class NativePolicy:
             score(audio[codes], model.audio_head, columns, sampling.audio),
         )
 
+    def losses(self, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor]:
+        model, words, codes = self.module, answers.text_free, answers.audio_free
+        text, audio = answer_hidden(model, prompts, answers)
+        return (
+            cross_entropy(text[words], model.text_head, answers.text[words]),
+            cross_entropy(audio[codes], model.audio_head, model.audio_column(answers.audio[codes])),
+        )
+
     def codes(self, answers: Answers) -> list[np.ndarray]:
         return codes_of(answers, self.module.config)
+
+
+class KimiPolicy(NativePolicy):
+    """Kimi-Audio, with the voice of the folder that its Whisper is in."""
+
+    usual = KIMI_AUDIO
+
+    def __init__(self, model: SpeechLM, tokenizer: TextTokenizer) -> None:
+        super().__init__(model)
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def voice(self) -> Voice:
+        """Read when it is first needed. Raises UsageError for a folder without one."""
+        assert self.module.hearing is not None, "load_model gives it to every model without an encoder of its own"
+        return load_voice(self.module.hearing.whisper.parent, self.module.lm_head.weight.device)
+
+    def speak(self, codes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+        return self.voice.decode(codes, seed)
+
+    def written(self, ids: Tensor) -> str:
+        return self.tokenizer.decode(ids.tolist())
 
 
 class OmniPolicy:
@@ -76,6 +131,8 @@ class OmniPolicy:
     Args:
         part: what learns; None is nothing, for the model that the KL penalty is measured from.
     """
+
+    usual = QWEN_OMNI
 
     def __init__(self, omni: QwenOmni, part: Part | None) -> None:
         self.omni = omni
@@ -94,5 +151,17 @@ class OmniPolicy:
             score_logits(audio, answers.audio[answers.audio_free], sampling.audio),
         )
 
+    def losses(self, prompts: OmniPrompts, answers: Answers) -> tuple[Tensor, Tensor]:
+        text, audio = answer_logits(self.omni, prompts, answers)
+        words, codes = answers.text[answers.text_free], answers.audio[answers.audio_free]
+        return F.cross_entropy(text.float(), words, reduction="sum"), F.cross_entropy(audio.float(), codes, reduction="sum")
+
     def codes(self, answers: Answers) -> list[np.ndarray]:
         return self.omni.codes_of(answers)
+
+    def speak(self, codes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+        waves = self.omni.speak(codes, [seed * 1_000_003 + row for row in range(len(codes))])
+        return [soxr.resample(wave, RATE, HEARD_RATE, quality="HQ") for wave in waves]
+
+    def written(self, ids: Tensor) -> str:
+        return self.omni.written(ids)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.worlds import World
 from paras2s_cli.models.lora import Adapter
-from paras2s_cli.models.prompt import Answers, answer_hidden, spoken_answers
+from paras2s_cli.models.prompt import Answers, spoken_answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import BaseRecipe, SftRecipe
@@ -23,8 +24,8 @@ from paras2s_cli.train.demonstrations import (
     speaking_lessons,
 )
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.policy import NativePolicy, Policy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
-from paras2s_cli.train.scoring import cross_entropy
 
 
 def lay_out(
@@ -47,16 +48,13 @@ def lay_out(
     return batches
 
 
-def next_token_losses(model: SpeechLM, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor, int, int]:
+def next_token_losses(model: Policy, prompts: Any, answers: Answers) -> tuple[Tensor, Tensor, int, int]:
     """Summed cross-entropy of the text and the audio stream over their free positions, and how many those are."""
-    text, audio = answer_hidden(model, prompts, answers)
-    words, codes = answers.text_free, answers.audio_free
-    text_loss = cross_entropy(text[words], model.text_head, answers.text[words])
-    audio_loss = cross_entropy(audio[codes], model.audio_head, model.audio_column(answers.audio[codes]))
-    return text_loss, audio_loss, int(words.sum()), int(codes.sum())
+    text, audio = model.losses(prompts, answers)
+    return text, audio, int(answers.text_free.sum()), int(answers.audio_free.sum())
 
 
-def descend(model: SpeechLM, batches: Sequence[tuple[Streams, Answers]]) -> dict:
+def descend(model: Policy, batches: Sequence[tuple[Any, Answers]]) -> dict:
     """Gradients of CE(text) + CE(audio), each averaged over its own positions in all batches."""
     words = max(1, sum(int(a.text_free.sum()) for _, a in batches))
     codes = max(1, sum(int(a.audio_free.sum()) for _, a in batches))
@@ -69,7 +67,7 @@ def descend(model: SpeechLM, batches: Sequence[tuple[Streams, Answers]]) -> dict
 
 
 @torch.no_grad()
-def held_out_loss(model: SpeechLM, batches: Sequence[tuple[Streams, Answers]]) -> tuple[float, float]:
+def held_out_loss(model: Policy, batches: Sequence[tuple[Any, Answers]]) -> tuple[float, float]:
     """Mean text and audio loss over free positions."""
     parts = [next_token_losses(model, prompts, answers) for prompts, answers in batches]
     text, audio = sum(float(p[0]) for p in parts), sum(float(p[1]) for p in parts)
@@ -94,7 +92,7 @@ def base_stage(folder: Path, recipe: BaseRecipe, world: World, model: SpeechLM, 
     def step(number: int) -> dict:
         rows = speaking_lessons(world, recipe.demonstrations, settings.batch, seed, number)
         with precision(settings):
-            return descend(model, lay_out(rows, model, tokenizer, _generator(seed, number)))
+            return descend(NativePolicy(model), lay_out(rows, model, tokenizer, _generator(seed, number)))
 
     return Stage(folder, {"model": model}, settings, step)
 
@@ -124,13 +122,13 @@ def sft_stage(
             torch.manual_seed(seed * 1_000_003 + number)  # of its dropout
         batch = epochs(rows, settings.batch, seed, number)
         with precision(settings):
-            return descend(model, lay_out(batch, model, tokenizer, _generator(seed, number)))
+            return descend(NativePolicy(model), lay_out(batch, model, tokenizer, _generator(seed, number)))
 
     def after(number: int, metrics: dict) -> None:
         if (number + 1) % recipe.evaluate_every == 0 or number + 1 == settings.steps:
             model.eval()
             with precision(settings):
-                text, audio = held_out_loss(model, held)
+                text, audio = held_out_loss(NativePolicy(model), held)
             metrics |= {"held_out_text": text, "held_out_audio": audio}
             best.offer(number + 1, text + audio, trained)
 

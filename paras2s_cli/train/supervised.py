@@ -11,11 +11,13 @@ from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import BaseRecipe, PolytoneRecipe, SftRecipe
+from paras2s_cli.recipe.schema import BaseRecipe, OmniBase, PolytoneRecipe, SftRecipe
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.base import load_base
 from paras2s_cli.train.hearing import hearing
 from paras2s_cli.train.loop import Say, WatchOf, train
+from paras2s_cli.train.omni import warm_omni
+from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.polytone import load_listener
 from paras2s_cli.train.sft import best_demonstrations, held_out_loss, lay_out, sft_stage
 
@@ -33,6 +35,8 @@ def run_supervised(recipe: SftRecipe | BaseRecipe | PolytoneRecipe, out: Path, s
             with publish_folder(out / "model") as folder:
                 listener.save(folder)
         return hearing(listener, world, "validation")
+    if isinstance(recipe, SftRecipe) and isinstance(recipe.base, OmniBase):
+        return warm_omni(recipe, recipe.base, world, out, say, watch)[1]
     if isinstance(recipe, BaseRecipe):
         model, tokenizer = load_base(recipe, world, say, watch)
         if not is_complete(out / "model"):
@@ -46,6 +50,7 @@ def run_supervised(recipe: SftRecipe | BaseRecipe | PolytoneRecipe, out: Path, s
 def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf) -> tuple[SpeechLM, TextTokenizer]:
     """The model after SFT, in `out/model`; trained there if it is missing."""
     folder = out / "model"
+    assert not isinstance(recipe.base, OmniBase), "`warm_omni` does that"
     if not is_complete(folder):
         model, tokenizer = load_base(recipe.base, world, say, watch)
         settings = recipe.demonstrations
@@ -62,5 +67,5 @@ def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf
 def losses(model: SpeechLM, tokenizer: TextTokenizer, world: World, seed: int) -> dict[str, float]:
     """Held-out losses against good answers to the validation queries, nats a token."""
     held = lay_out(best_demonstrations(world, world.queries("validation"), seed), model, tokenizer)
-    text, audio = held_out_loss(model, held)
+    text, audio = held_out_loss(NativePolicy(model), held)
     return {"held_out_text": text, "held_out_audio": audio}

@@ -10,7 +10,7 @@ from paras2s_cli.bench.outside import make_sources
 from paras2s_cli.bench.run import run_bench
 from paras2s_cli.bench.stats import Summary
 from paras2s_cli.bench.suite import manifest_queries
-from paras2s_cli.bench.systems import MODELS
+from paras2s_cli.bench.systems import MODELS, Loaded, LoadModel
 from paras2s_cli.data.cache import is_complete
 from paras2s_cli.data.worlds import World, load_world
 from paras2s_cli.endpoint.client import Client
@@ -20,14 +20,14 @@ from paras2s_cli.judge.backends import assemble_judge, load_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.endpoint.verdict import read_response
 from paras2s_cli.models.folder import load_model
-from paras2s_cli.models.speech_lm import SpeechLM
-from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.load import load_recipe, recipe_hash
-from paras2s_cli.recipe.schema import AlignRecipe, BenchRecipe, PolytoneRecipe
+from paras2s_cli.recipe.schema import AlignRecipe, BenchRecipe, OmniBase, PolytoneRecipe
 from paras2s_cli.train.align import Run, aligned_model, prepare
 from paras2s_cli.train.base import load_base
+from paras2s_cli.train.judged import align_kimi, has_voice
 from paras2s_cli.train.loop import Say, Watch, WatchOf
 from paras2s_cli.train.metrics import read_metrics
+from paras2s_cli.train.omni import align_omni, load_omni
 
 
 def align_and_measure(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, *, measure: bool = True) -> Summary | None:
@@ -37,7 +37,12 @@ def align_and_measure(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, 
         UsageError, Paras2sError: see the stages.
     """
     run = prepare(recipe, out, say, watch)
-    aligned_model(run)
+    if isinstance(recipe.sft.base, OmniBase):
+        align_omni(run, recipe.sft.base)
+    elif has_voice(recipe.sft.base):
+        align_kimi(run)
+    else:
+        aligned_model(run)
     if not measure:
         return None
     settings = recipe.bench.model_copy(update={"seed": recipe.seed})
@@ -47,13 +52,16 @@ def align_and_measure(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, 
     )
 
 
-def loader(run: Run) -> Callable[[str], tuple[SpeechLM, TextTokenizer]]:
+def loader(run: Run) -> LoadModel:
     """The models of a run by the names that a bench gives them."""
 
-    def load(name: str) -> tuple[SpeechLM, TextTokenizer]:
+    def load(name: str) -> Loaded:
+        base, folder = run.recipe.sft.base, run.out / {"base": "", "sft": "sft", "aligned": "grpo"}[name] / "model"
+        if isinstance(base, OmniBase):
+            return load_omni(base, folder if is_complete(folder) else None)
         if name == "base":
-            return load_base(run.recipe.sft.base, run.world, run.say, run.watch)
-        return load_model(run.out / {"sft": "sft", "aligned": "grpo"}[name] / "model")
+            return load_base(base, run.world, run.say, run.watch)
+        return load_model(folder)
 
     return load
 
@@ -125,7 +133,7 @@ def _world(settings: BenchRecipe, say: Say, watch: WatchOf) -> World:
     return load_world(settings.world, settings.threads, say, _count(watch("render")))
 
 
-def _no_model(name: str) -> tuple[SpeechLM, TextTokenizer]:
+def _no_model(name: str) -> Loaded:
     raise AssertionError(f"{name} is of a run, and there is none")
 
 

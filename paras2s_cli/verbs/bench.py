@@ -11,8 +11,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[SYSTEM ...] [section.key=value ...]",
-            help="base, sft, aligned, cascade, topline, 'cmd:PROGRAM {query} {answer}', openai:MODEL, files:MANIFEST;"
-            " the last three may begin with NAME= (default: the recipe's).",
+            help="base, sft, aligned, cascade, topline, 'cmd:PROGRAM {query} {answer}', openai:MODEL, files:MANIFEST, model:FOLDER;"
+            " the last four may begin with NAME= (default: the recipe's).",
         ),
     ] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="A bench recipe.")] = "pocket",

@@ -1,0 +1,85 @@
+"""GRPO of a model with a voice of its own: the judge itself is its reward, and listens to every answer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paras2s_cli.audio.write import write_wav
+from paras2s_cli.data.cache import is_complete
+from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.judge.backends import assemble_judge, load_scorer
+from paras2s_cli.judge.endpoint.asking import Asking
+from paras2s_cli.judge.pipeline import Judge
+from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.models.folder import load_model
+from paras2s_cli.models.lora import Adapter
+from paras2s_cli.recipe.schema import CheckpointBase
+from paras2s_cli.train.adapters import make_adapter, publish_trained
+from paras2s_cli.train.align import Run
+from paras2s_cli.train.distill import hear_queries
+from paras2s_cli.train.grpo import Experience, grpo_stage
+from paras2s_cli.train.loop import train
+from paras2s_cli.train.policy import KimiPolicy, NativePolicy, Policy, Speaker
+from paras2s_cli.train.supervised import warm_up
+
+
+class JudgedSound:
+    """The full judge on the sound of answers, as GRPO's reward (`train.grpo.RewardFunction`)."""
+
+    def __init__(self, speaker: Speaker, judge: Judge) -> None:
+        self.speaker, self.judge = speaker, judge
+
+    def __call__(self, queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
+        """Scores 1..5, NaN where the judge gives none."""
+        said = self.judge.hear(self.speaker.speak(codes, 0), "answer")
+        asked = [u for u in hear_queries(self.judge, queries) for _ in range(group)]
+        wanted = [q.row.get("requirement") for q in queries for _ in range(group)]
+        verdicts = self.judge.scorer.score(list(zip(asked, said, strict=True)), closed=False, requirements=wanted)
+        return torch.tensor([float("nan") if v.score is None else float(v.score) for v in verdicts])
+
+
+def align_judged(run: Run, speaker: Speaker, warm: Policy, adapter: Adapter | None = None) -> None:
+    """GRPO of `speaker` in the run's folder; every `judge_every` steps an answer is kept to be heard.
+
+    Args:
+        warm: the model before alignment. adapter: see `grpo_stage`.
+    """
+    recipe, out = run.recipe, run.out / "grpo"
+    out.mkdir(parents=True, exist_ok=True)
+
+    def after(number: int, metrics: dict, experience: Experience) -> None:
+        codes = experience.codes[0]
+        if (number + 1) % recipe.grpo.judge_every == 0 and len(codes):
+            (out / "samples").mkdir(exist_ok=True)
+            name = f"step-{number + 1:06d}.{experience.queries[0].id}.wav"
+            write_wav(out / "samples" / name, speaker.speak([codes], 0)[0])
+
+    judge = run.judge
+    if recipe.judged_by is not None:
+        judge = assemble_judge(recipe.judged_by, run.say, load_scorer(recipe.judged_by, run.say, Asking()))
+    reward = JudgedSound(speaker, judge)
+    stage = grpo_stage(out, recipe.grpo, recipe.seed, speaker, warm, run.world.queries("train"), reward, after, adapter)
+    train(stage, run.watch("grpo"), run.say)
+
+
+def has_voice(base: object) -> bool:
+    """Whether a recipe's base is a checkpoint with a voice of its own, and not one that speaks a world's codec."""
+    config = Path(base.folder) / "config.json" if isinstance(base, CheckpointBase) else None
+    return config is not None and config.is_file() and not SpeechLMConfig.load(config).encoder_features
+
+
+def align_kimi(run: Run) -> None:
+    """SFT and GRPO of a checkpoint of Kimi-Audio, into `out/grpo/model`."""
+    recipe, folder = run.recipe, run.out / "grpo" / "model"
+    if is_complete(folder):
+        return
+    warm, tokenizer = warm_up(recipe.sft.model_copy(update={"seed": recipe.seed}), run.world, run.out / "sft", run.say, run.watch)
+    run.say(f"aligning by GRPO for {recipe.grpo.train.steps} steps: {folder} is not there")
+    warm.eval().requires_grad_(False)
+    model = warm if recipe.grpo.lora is not None else load_model(run.out / "sft" / "model")[0]
+    adapter = make_adapter(model, recipe.grpo.lora, recipe.seed)
+    align_judged(run, KimiPolicy(model, tokenizer), NativePolicy(warm), adapter)
+    publish_trained(folder, model, tokenizer, adapter, recipe.grpo.lora)

@@ -1,0 +1,88 @@
+"""Qwen2.5-Omni through SFT and GRPO. The judge itself is its reward: it listens to what token2wav makes of the codes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from paras2s_cli.audio.read import read_audio
+from paras2s_cli.data.cache import is_complete, publish_folder
+from paras2s_cli.data.worlds import World
+from paras2s_cli.models.omni import OmniPrompts, QwenOmni
+from paras2s_cli.models.prompt import Answers
+from paras2s_cli.recipe.schema import OmniBase, SftRecipe
+from paras2s_cli.train.align import Run
+from paras2s_cli.train.demonstrations import Demonstration, best_demonstrations, draw_demonstrations
+from paras2s_cli.train.judged import align_judged
+from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
+from paras2s_cli.train.policy import OmniPolicy
+from paras2s_cli.train.sft import Best, descend, epochs, held_out_loss
+
+
+def load_omni(base: OmniBase, folder: str | Path | None = None) -> QwenOmni:
+    """The base of a recipe, or what became of it in a folder, where the recipe wants it."""
+    return QwenOmni.load(folder or base.folder, speaker=base.speaker)
+
+
+def warm_omni(recipe: SftRecipe, base: OmniBase, world: World, out: Path, say: Say, watch: WatchOf) -> tuple[Path | None, dict[str, float]]:
+    """Teaches the thinker the demonstrations' texts: its folder, None where there was nothing to teach, and its held-out loss.
+
+    The codes of recorded answers would take the codec's encoder, which is not public: SFT leaves the talker alone.
+    """
+    folder = out / "model"
+    if base.part == "talker" or not recipe.demonstrations.count:
+        say("no SFT: the library has no encoder for the talker's codec, so demonstrations teach the thinker alone (base.part)")
+        return None, {}
+    omni = load_omni(base, folder if is_complete(folder) else None)
+    held = [lay_out_omni(omni, best_demonstrations(world, world.queries("validation"), recipe.seed))]
+    policy = OmniPolicy(omni, "thinker")
+    if not is_complete(folder):
+        say(f"warming the thinker up on the texts of {recipe.demonstrations.count} demonstrations: {folder} is not there")
+        out.mkdir(parents=True, exist_ok=True)
+        stage, best = _sft_stage(out, recipe, world, omni, policy, held)
+        train(stage, watch("sft"), say)
+        best.restore(policy.module)
+        with publish_folder(folder) as temporary:
+            omni.save(temporary)
+    return folder, {"held_out_text": held_out_loss(policy, held)[0]}
+
+
+def lay_out_omni(omni: QwenOmni, demonstrations: Sequence[Demonstration]) -> tuple[OmniPrompts, Answers]:
+    """Demonstrations as one batch: the recorded query, and the text of its answer."""
+    prompts = omni.prompt([read_audio(d.query.path) for d in demonstrations])
+    return prompts, omni.answers([d.text for d in demonstrations], [None] * len(demonstrations))
+
+
+def _sft_stage(
+    out: Path, recipe: SftRecipe, world: World, omni: QwenOmni, policy: OmniPolicy, held: list[tuple[OmniPrompts, Answers]]
+) -> tuple[Stage, Best]:
+    settings, best = recipe.train, Best(out)
+    rows = draw_demonstrations(world, recipe.demonstrations, recipe.seed)
+
+    def step(number: int) -> dict:
+        batch = lay_out_omni(omni, epochs(rows, settings.batch, recipe.seed, number))  # not under autocast: the library's features break
+        with precision(settings):
+            return descend(policy, [batch])
+
+    def after(number: int, metrics: dict) -> None:
+        if (number + 1) % recipe.evaluate_every == 0 or number + 1 == settings.steps:
+            with precision(settings):
+                metrics["held_out_text"] = held_out_loss(policy, held)[0]
+            best.offer(number + 1, metrics["held_out_text"], policy.module)
+
+    return Stage(out, {"model": policy.module}, settings, step, after), best
+
+
+def align_omni(run: Run, base: OmniBase) -> None:
+    """SFT where there is something to teach, then GRPO of the part that is to learn, into `out/grpo/model`."""
+    recipe, folder = run.recipe, run.out / "grpo" / "model"
+    if is_complete(folder):
+        return
+    warm, _ = warm_omni(recipe.sft.model_copy(update={"seed": recipe.seed}), base, run.world, run.out / "sft", run.say, run.watch)
+    run.say(f"aligning the {_PARTS[base.part]} by GRPO for {recipe.grpo.train.steps} steps: {folder} is not there")
+    omni = load_omni(base, warm)
+    speaker, reference = OmniPolicy(omni, base.part), OmniPolicy(load_omni(base, warm), None)
+    align_judged(run, speaker, reference)
+    with publish_folder(folder) as temporary:
+        omni.save(temporary)
+
+
+_PARTS = {"talker": "talker", "thinker": "thinker", "both": "talker and the thinker"}
