@@ -59,7 +59,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, in the order they are read: machine, packages, kernels, disk. Imports torch."""
-    return [*_python(), *_required(), *_torch(), *_extras(), *_kernels(), *_disk()]
+    return [*_python(), *_required(), *_torch(), *_extras(), *_kernels(), *_library_models(), *_disk()]
 
 
 def installed(distribution: str) -> str | None:
@@ -143,6 +143,13 @@ def _kernels() -> Iterator[Check]:
         choice = f"{row['chosen']} (also {', '.join(others)})" if others else row["chosen"]
         status = "missing" if row["chosen"] == "none" else "ok"  # none: one was forced that cannot run here
         yield Check(f"kernel {row['kernel']}", status, f"{choice}: {row['why']}" if row["why"] else choice)
+
+
+def _library_models() -> Iterator[Check]:
+    """Models that the decode engine does not drive."""
+    if importlib.util.find_spec("transformers") is not None:
+        how = "by transformers' forward, a step at a time: no CUDA graphs, no kernels of ours but those that draw and score tokens"
+        yield Check("Qwen2.5-Omni", "ok", how)
 
 
 def _disk() -> Iterator[Check]:

@@ -113,7 +113,11 @@ class QwenOmni:
         if speaker not in model.speaker_map:
             raise UsageError(f"{folder / _VOICES} has no voice {speaker!r}: it has {', '.join(model.speaker_map)}")
         model.token2wav.float()
-        return cls(folder, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), speaker)
+        try:
+            return cls(folder, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), speaker)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = str(error).splitlines()[0]
+            raise UsageError(f"{folder}: its tokenizer, extractor or chat template cannot be read ({said}); download it again") from error
 
     def save(self, folder: Path) -> None:
         """Writes the model into an existing folder: its weights and config by the library, the other files as they were read."""

@@ -323,6 +323,8 @@ class OmniBase(RecipeBase):
     """What learns."""
     speaker: str | None = None
     """A voice of its spk_dict.pt; None is the first."""
+    dtype: Literal["fp32", "file"] = "fp32"
+    """Of the weights while they learn: in bf16, as they are published, steps at a small learning rate round away."""
 
 
 class SftRecipe(Recipe):

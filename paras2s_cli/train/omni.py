@@ -19,7 +19,7 @@ from paras2s_cli.train.sft import Best, descend, epochs, held_out_loss
 
 def load_omni(base: OmniBase, folder: str | Path | None = None) -> QwenOmni:
     """The base of a recipe, or what became of it in a folder, where the recipe wants it."""
-    return QwenOmni.load(folder or base.folder, speaker=base.speaker)
+    return QwenOmni.load(folder or base.folder, dtype=torch.float32 if base.dtype == "fp32" else None, speaker=base.speaker)
 
 
 def warm_omni(recipe: SftRecipe, base: OmniBase, world: World, out: Path, say: Say, watch: WatchOf) -> tuple[Path | None, dict[str, float]]:

@@ -102,6 +102,7 @@ def test_what_learns(omni: QwenOmni, part: str) -> None:
     assert not any(w.requires_grad for n, w in omni.model.named_parameters() if "audio_tower" in n or "visual" in n or "token2wav" in n)
 
 
+@pytest.mark.slow
 def test_what_a_damaged_folder_says(folder: Path, tmp_path: Path) -> None:
     def broken(name: str, content: str | bytes | None) -> str:
         copy = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
@@ -119,6 +120,7 @@ def test_what_a_damaged_folder_says(folder: Path, tmp_path: Path) -> None:
     assert "name the folder of a checkpoint" in broken("config.json", None)
     assert "download it again" in broken("model.safetensors", b"cut short")
     assert "download it again" in broken("model.safetensors", None)
+    assert "download it again" in broken("tokenizer.json", "[]") and "download it again" in broken("preprocessor_config.json", None)
     assert "spk_dict.pt" in broken("spk_dict.pt", None) and "download it again" in broken("spk_dict.pt", b"no pickle")
     tensors = load_file(folder / "model.safetensors")
     del tensors["talker.codec_head.weight"]

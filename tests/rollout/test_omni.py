@@ -83,6 +83,8 @@ def test_a_row_draws_the_same_alone_and_in_a_batch(omni: QwenOmni) -> None:
         width = own.shape[1]
         assert torch.equal(ids[2:4, :width], own) and torch.equal(free[2:4, :width], own_free) and not free[2:4, width:].any()
         torch.testing.assert_close(logprobs[2:4, :width], own_logprobs, atol=2e-5, rtol=0)
+    in_turn = sampled(omni, WARPED, batch=2).answers
+    assert torch.equal(in_turn.audio, whole.answers.audio) and torch.equal(in_turn.text, whole.answers.text)
     assert not torch.equal(whole.answers.audio, sampled(omni, WARPED, seed=5).answers.audio)
     assert not torch.equal(whole.answers.text[0], whole.answers.text[1])
 

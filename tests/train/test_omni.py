@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -14,11 +15,18 @@ from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.omni import Part, QwenOmni
 from paras2s_cli.recipe.schema import Grpo, Train
+from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics
+from paras2s_cli.train.omni import JudgedSound, lay_out_omni
 from paras2s_cli.train.policy import OmniPolicy
+from paras2s_cli.train.sft import descend
 from tests.qwen2_5_omni import write_qwen2_5_omni
+
+if TYPE_CHECKING:
+    from paras2s_cli.judge.pipeline import Judge
+    from paras2s_cli.pocket.embedded import PocketWorld
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +41,38 @@ def recordings(folder: Path) -> list[Spoken]:
         write_wav(path, (0.1 * np.random.default_rng(i).normal(size=n)).astype(np.float32))
         found.append(Spoken({"id": f"query{i}"}, path, np.zeros((1, 1), np.float32)))
     return found
+
+
+def test_the_loss_of_a_demonstration_is_the_librarys(folder: Path, tmp_path: Path) -> None:
+    omni = QwenOmni.load(folder)
+    rows = [
+        Demonstration(q, Spoken({"text": text}, q.path, q.features)) for q, text in zip(recordings(tmp_path), ("so", "it is"), strict=True)
+    ]
+    policy = OmniPolicy(omni, "both")
+    prompts, answers = lay_out_omni(omni, rows)
+    found = descend(policy, [(prompts, answers)])
+    totals, count = 0.0, 0
+    for i in range(2):
+        ids, said = prompts.ids[i][prompts.valid[i]], answers.text[i][answers.text_free[i]]
+        whole = torch.cat([ids, said])[None]
+        alone = {"input_features": prompts.mel[i : i + 1], "feature_attention_mask": prompts.frames[i : i + 1].long()}
+        out = omni.model.thinker(input_ids=whole, attention_mask=torch.ones_like(whole), **alone)
+        told = out.logits[0, len(ids) - 1 : -1].masked_fill(omni.text_banned, -torch.inf).double().log_softmax(-1)
+        totals, count = totals - float(told.gather(1, said[:, None]).sum().detach()), count + len(said)
+    assert found == pytest.approx({"text_loss": totals / count, "audio_loss": 0.0}, abs=1e-4)
+    assert all(w.grad is None for w in omni.model.talker.parameters())
+    given = omni.answers(["so", "it is"], [np.array([3, 1, 4]), np.array([1, 5])])
+    assert descend(policy, [(prompts, given)])["audio_loss"] > 1
+    assert all(w.grad is not None for w in omni.model.talker.codec_head.parameters())
+
+
+@pytest.mark.slow
+def test_the_judge_hears_what_is_said(folder: Path, pocket_judge: Judge, pocket_world: PocketWorld) -> None:
+    omni = QwenOmni.load(folder)
+    queries = pocket_world.queries("test")[:2]
+    rewards = JudgedSound(omni, pocket_judge)(queries, [np.array([3, 1, 4] * 4), np.zeros(0, dtype=np.int64)] * 2, torch.zeros(4, 1), 2)
+    # what holds no speech is heard as such; noise may be taken for words that the rubric does not know
+    assert rewards[1] == rewards[3] == 1 and rewards.shape == (4,)
 
 
 @pytest.mark.parametrize("part", ["talker", "thinker", "both"])

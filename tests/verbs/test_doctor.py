@@ -22,6 +22,7 @@ def test_json_has_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert main(["doctor", "--output", "json"]) == 0
     found = rows(capsys)
     assert {"python", "torch", "bf16 on the CPU", "triton", "flash-attn", "espeakng-loader"} <= found.keys()
+    assert "by transformers' forward" in found["Qwen2.5-Omni"]["detail"]
     assert found["cache"]["detail"] == f"{tmp_path / 'cache'}, 3 MiB"
     assert any(name.startswith("GPU") for name in found)
     assert any(name.startswith("kernel") for name in found)
