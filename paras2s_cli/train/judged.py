@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paras2s_cli.audio.write import write_wav
-from paras2s_cli.data.cache import is_complete
+from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.judge.backends import assemble_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
@@ -16,13 +16,14 @@ from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import Adapter
-from paras2s_cli.recipe.schema import CheckpointBase
+from paras2s_cli.recipe.schema import CheckpointBase, OmniBase
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.align import Run
 from paras2s_cli.train.distill import hear_queries
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.loop import train
-from paras2s_cli.train.policy import KimiPolicy, NativePolicy, Policy, Speaker
+from paras2s_cli.train.omni import load_omni, warm_omni
+from paras2s_cli.train.policy import KimiPolicy, NativePolicy, OmniPolicy, Policy, Speaker
 from paras2s_cli.train.supervised import warm_up
 
 
@@ -83,3 +84,20 @@ def align_kimi(run: Run) -> None:
     adapter = make_adapter(model, recipe.grpo.lora, recipe.seed)
     align_judged(run, KimiPolicy(model, tokenizer), NativePolicy(warm), adapter)
     publish_trained(folder, model, tokenizer, adapter, recipe.grpo.lora)
+
+
+def align_omni(run: Run, base: OmniBase) -> None:
+    """SFT where there is something to teach, then GRPO of the part that is to learn, into `out/grpo/model`."""
+    recipe, folder = run.recipe, run.out / "grpo" / "model"
+    if is_complete(folder):
+        return
+    warm, _ = warm_omni(recipe.sft.model_copy(update={"seed": recipe.seed}), base, run.world, run.out / "sft", run.say, run.watch)
+    run.say(f"aligning the {_PARTS[base.part]} by GRPO for {recipe.grpo.train.steps} steps: {folder} is not there")
+    omni = load_omni(base, warm)
+    speaker, reference = OmniPolicy(omni, base.part), OmniPolicy(load_omni(base, warm), None)
+    align_judged(run, speaker, reference)
+    with publish_folder(folder) as temporary:
+        omni.save(temporary)
+
+
+_PARTS = {"talker": "talker", "thinker": "thinker", "both": "talker and the thinker"}

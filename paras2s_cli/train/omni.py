@@ -1,7 +1,9 @@
-"""Qwen2.5-Omni through SFT and GRPO. The judge itself is its reward: it listens to what token2wav makes of the codes."""
+"""Qwen2.5-Omni through SFT."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from paras2s_cli.audio.read import read_audio
 from paras2s_cli.data.cache import is_complete, publish_folder
@@ -9,9 +11,7 @@ from paras2s_cli.data.worlds import World
 from paras2s_cli.models.omni import OmniPrompts, QwenOmni
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.recipe.schema import OmniBase, SftRecipe
-from paras2s_cli.train.align import Run
 from paras2s_cli.train.demonstrations import Demonstration, best_demonstrations, draw_demonstrations
-from paras2s_cli.train.judged import align_judged
 from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
 from paras2s_cli.train.policy import OmniPolicy
 from paras2s_cli.train.sft import Best, descend, epochs, held_out_loss
@@ -69,20 +69,3 @@ def _sft_stage(
             best.offer(number + 1, metrics["held_out_text"], policy.module)
 
     return Stage(out, {"model": policy.module}, settings, step, after), best
-
-
-def align_omni(run: Run, base: OmniBase) -> None:
-    """SFT where there is something to teach, then GRPO of the part that is to learn, into `out/grpo/model`."""
-    recipe, folder = run.recipe, run.out / "grpo" / "model"
-    if is_complete(folder):
-        return
-    warm, _ = warm_omni(recipe.sft.model_copy(update={"seed": recipe.seed}), base, run.world, run.out / "sft", run.say, run.watch)
-    run.say(f"aligning the {_PARTS[base.part]} by GRPO for {recipe.grpo.train.steps} steps: {folder} is not there")
-    omni = load_omni(base, warm)
-    speaker, reference = OmniPolicy(omni, base.part), OmniPolicy(load_omni(base, warm), None)
-    align_judged(run, speaker, reference)
-    with publish_folder(folder) as temporary:
-        omni.save(temporary)
-
-
-_PARTS = {"talker": "talker", "thinker": "thinker", "both": "talker and the thinker"}

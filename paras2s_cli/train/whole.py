@@ -24,10 +24,10 @@ from paras2s_cli.recipe.load import load_recipe, recipe_hash
 from paras2s_cli.recipe.schema import AlignRecipe, BenchRecipe, OmniBase, PolytoneRecipe
 from paras2s_cli.train.align import Run, aligned_model, prepare
 from paras2s_cli.train.base import load_base
-from paras2s_cli.train.judged import align_kimi, has_voice
+from paras2s_cli.train.judged import align_kimi, align_omni, has_voice
 from paras2s_cli.train.loop import Say, Watch, WatchOf
 from paras2s_cli.train.metrics import read_metrics
-from paras2s_cli.train.omni import align_omni, load_omni
+from paras2s_cli.train.omni import load_omni
 
 
 def align_and_measure(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, *, measure: bool = True) -> Summary | None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import soundfile
 
+from paras2s_cli.bench.outside import Checkpoint
 from paras2s_cli.bench.run import run_bench
-from paras2s_cli.bench.systems import check_names, label_of
-from paras2s_cli.errors import UsageError
 from paras2s_cli.recipe.schema import BenchRecipe
 from tests.qwen2_5_omni import QWEN2_5_OMNI, write_qwen2_5_omni
 
@@ -20,20 +19,14 @@ if TYPE_CHECKING:
     from paras2s_cli.pocket.embedded import PocketWorld
 
 
-def test_a_folder_is_called_by_its_name() -> None:
-    check_names(["sft", "omni:some/Qwen2.5-Omni-7B"])
-    assert [label_of(name) for name in ("sft", "omni:some/Qwen2.5-Omni-7B/", "omni:Qwen/Q")] == ["sft", "Qwen2.5-Omni-7B", "Q"]
-    with pytest.raises(UsageError, match=r"'omini:here'.*omni:FOLDER"):
-        check_names(["omini:here"])
-
-
 @pytest.mark.slow
 def test_its_answers_are_heard_judged_and_kept(tmp_path: Path, pocket_world: PocketWorld, pocket_judge: Judge) -> None:
     folder = write_qwen2_5_omni(tmp_path / QWEN2_5_OMNI)
-    recipe = BenchRecipe(systems=[f"omni:{folder}"], sampled=[], limit=1, draws=100, players=0, answer_limit=12)
-    run_bench(recipe, pocket_world, pocket_judge, lambda name: pytest.fail(name), tmp_path / "bench", print)
+    recipe = BenchRecipe(systems=[f"qwen=model:{folder}"], sampled=[], limit=1, draws=100, players=0, answer_limit=12)
+    sources = {"qwen": Checkpoint(str(folder), recipe)}
+    run_bench(recipe, pocket_world, pocket_judge, lambda name: pytest.fail(name), tmp_path / "bench", print, sources=sources)
     rows = [json.loads(line) for line in (tmp_path / "bench" / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == 4 and all(row["system"] == QWEN2_5_OMNI and row["mode"] == "as it is" and row["truth"] is None for row in rows)
+    assert len(rows) == 4 and all(row["system"] == "qwen" and row["mode"] == "as it is" and row["truth"] is None for row in rows)
     assert all(row["score"] in (None, 1.0) and row["reason"] for row in rows)
     sounds = [soundfile.info(row["answer_audio"]) for row in rows]
     assert all(s.samplerate == 16000 and s.frames % 320 == 0 for s in sounds) and any(s.frames for s in sounds)

@@ -17,9 +17,10 @@ from paras2s_cli.models.omni import Part, QwenOmni
 from paras2s_cli.recipe.schema import Grpo, Train
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import Experience, grpo_stage
+from paras2s_cli.train.judged import JudgedSound
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics
-from paras2s_cli.train.omni import JudgedSound, lay_out_omni
+from paras2s_cli.train.omni import lay_out_omni
 from paras2s_cli.train.policy import OmniPolicy
 from paras2s_cli.train.sft import descend
 from tests.qwen2_5_omni import write_qwen2_5_omni
@@ -70,7 +71,9 @@ def test_the_loss_of_a_demonstration_is_the_librarys(folder: Path, tmp_path: Pat
 def test_the_judge_hears_what_is_said(folder: Path, pocket_judge: Judge, pocket_world: PocketWorld) -> None:
     omni = QwenOmni.load(folder)
     queries = pocket_world.queries("test")[:2]
-    rewards = JudgedSound(omni, pocket_judge)(queries, [np.array([3, 1, 4] * 4), np.zeros(0, dtype=np.int64)] * 2, torch.zeros(4, 1), 2)
+    rewards = JudgedSound(OmniPolicy(omni, None), pocket_judge)(
+        queries, [np.array([3, 1, 4] * 4), np.zeros(0, dtype=np.int64)] * 2, torch.zeros(4, 1), 2
+    )
     # what holds no speech is heard as such; noise may be taken for words that the rubric does not know
     assert rewards[1] == rewards[3] == 1 and rewards.shape == (4,)
 
