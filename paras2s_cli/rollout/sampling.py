@@ -111,7 +111,9 @@ def draw(logits: Tensor, keys: Tensor, step: int | Tensor, stream: int, warp: Wa
     logits = logits.float()
     if 0 < warp.top_k < logits.shape[1]:
         # what `restrict` keeps, less the least of it: a difference is exactly 0 for equals, and to compare and to fill takes far longer
-        logits = F.threshold(logits - logits.topk(warp.top_k).values[:, -1:], -1e-38, -torch.inf)
+        best = logits.topk(warp.top_k).values
+        least = torch.where(best > -torch.inf, best, best[:, :1]).amin(-1, keepdim=True)  # fewer than k may be legal
+        logits = F.threshold(logits - least, -1e-38, -torch.inf)
     logits = restrict(logits, Warp(warp.temperature, 0, warp.top_p))
     if warp.temperature not in (0, 1):
         logits = logits / warp.temperature

@@ -136,3 +136,12 @@ def test_what_is_kept() -> None:
     # the nucleus is that of what top k left
     assert kept(Warp(top_k=3, top_p=0.57)) == [[0]] * 2
     assert kept(Warp(top_k=1), torch.tensor([0, 3])) == [[0], [0, 1, 2, 3]]
+
+
+def test_fewer_legal_columns_than_the_top_k() -> None:
+    logits = torch.full((50, 30), -torch.inf)
+    logits[:, [3, 8, 20]] = torch.tensor([0.5, 1.0, -2.0])
+    columns, logprobs = draw(logits, row_keys(1, torch.arange(50)), 0, 0, Warp(0.9, 10))
+    assert set(columns.tolist()) <= {3, 8, 20} and len(set(columns.tolist())) > 1
+    wanted = (logits / 0.9).log_softmax(-1).gather(1, columns[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, wanted)

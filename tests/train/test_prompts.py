@@ -73,7 +73,7 @@ def test_a_warm_up_learns_recorded_answers(loaded: tuple[SpeechLM, TextTokenizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        losses.append(descend(model, batches))
+        losses.append(descend(NativePolicy(model), batches))
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1]["audio_loss"] < 0.5 * losses[0]["audio_loss"] and losses[-1]["text_loss"] < 0.5 * losses[0]["text_loss"]

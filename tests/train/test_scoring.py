@@ -112,7 +112,7 @@ def test_on_policy_the_ratio_is_1_in_pieces(sampling: Sampling, monkeypatch: pyt
     model = tiny_model()
     prompts = spoken_queries(random_frames([22, 9, 41, 4]), model.config, model.specials)
     rolled = rollout(model, prompts, group=8, sampling=sampling, seed=9, row_ids=torch.arange(32), limit=20)
-    losses = next_token_losses(model, prompts.repeat(8), rolled.answers)
+    losses = next_token_losses(NativePolicy(model), prompts.repeat(8), rolled.answers)
     monkeypatch.setattr(scoring, "LOGITS", 500)
     monkeypatch.setattr(scoring, "TOKENS", 1)
     answers = rolled.answers
@@ -121,5 +121,5 @@ def test_on_policy_the_ratio_is_1_in_pieces(sampling: Sampling, monkeypatch: pyt
         streams, (rolled.text_logprobs, rolled.audio_logprobs), (answers.text_free, answers.audio_free), strict=True
     ):
         assert ((found.logprobs.detach() - given).exp() - 1).abs()[free].mean() <= 1e-5
-    for a, b in zip(next_token_losses(model, prompts.repeat(8), answers)[:2], losses[:2], strict=True):
+    for a, b in zip(next_token_losses(NativePolicy(model), prompts.repeat(8), answers)[:2], losses[:2], strict=True):
         torch.testing.assert_close(a, b)
