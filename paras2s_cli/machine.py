@@ -59,7 +59,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, in the order they are read: machine, packages, kernels, disk. Imports torch."""
-    return [*_python(), *_required(), *_torch(), *_extras(), *_kernels(), *_library_models(), *_disk()]
+    return [*_python(), *_required(), *_torch(), *_extras(), *_kernels(), *_library_models(), *_judge(), *_disk()]
 
 
 def installed(distribution: str) -> str | None:
@@ -150,6 +150,18 @@ def _library_models() -> Iterator[Check]:
     if importlib.util.find_spec("transformers") is not None:
         how = "by transformers' forward, a step at a time: no CUDA graphs, no kernels of ours but those that draw and score tokens"
         yield Check("Qwen2.5-Omni", "ok", how)
+
+
+def _judge() -> Iterator[Check]:
+    from paras2s_cli.judge.auto import find_stages
+
+    for found in find_stages():
+        why = f" ({found.why})" if found.why else ""
+        if found.section is None:
+            yield Check(f"judge {found.stage}", "absent", f"the pocket judge's own{why}", found.way_out)
+        else:
+            better = f"; better: {found.way_out}{why}" if found.way_out else ""
+            yield Check(f"judge {found.stage}", "ok", found.label + better)
 
 
 def _disk() -> Iterator[Check]:

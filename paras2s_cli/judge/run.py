@@ -11,6 +11,7 @@ from paras2s_cli.audio.read import audio_info, read_audio
 from paras2s_cli.data.manifest import JsonlWriter, read_rows_leniently
 from paras2s_cli.data.rows import Judgement, Pair
 from paras2s_cli.errors import TooManyFailed, UsageError
+from paras2s_cli.judge.auto import choose
 from paras2s_cli.judge.backends import Say, assemble_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.heard_cache import HeardCache
@@ -29,6 +30,8 @@ from paras2s_cli.judge.windows import AnyPair, sound_seconds
 from paras2s_cli.recipe.load import dump_recipe, load_recipe
 from paras2s_cli.recipe.schema import JudgeRecipe
 
+AUTO = "auto"
+"""The judge's name where the best that can run here is wanted."""
 Emit = Callable[[Judgement], None]
 Watch = Callable[[int, int], None]
 """Told how many rows are done, of how many."""
@@ -50,9 +53,14 @@ class Settings:
 
     def load_recipe(self) -> JudgeRecipe:
         """Raises UsageError for a recipe that is at fault, and for options that it has no use for."""
-        recipe = load_recipe(self.judge, [], JudgeRecipe)
+        recipe = choose().recipe if self.judge == AUTO else load_recipe(self.judge, [], JudgeRecipe)
         self.asking.check(recipe.endpoint, self.judge)
         return recipe
+
+    def tell_choice(self, say: Say) -> None:
+        """Says which judge was chosen, where the choice was left to us."""
+        if self.judge == AUTO:
+            say(str(choose()))
 
 
 def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judgement:
@@ -61,6 +69,7 @@ def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judge
     waves = _read(query, settings), _read(answer, settings)
     settings.asking.tell_cost(recipe.endpoint, 1, sum(map(len, waves)) / RATE, say)
     judge = assemble_judge(recipe, say, load_scorer(recipe, say, settings.asking))
+    settings.tell_choice(say)
     cache = HeardCache(judge.listener.name, say)
     heard = hear_and_score(judge, cache, [waves], closed=settings.closed)[0]
     names = {"query": str(query), "system": str(answer), "answer": str(answer)}
@@ -84,6 +93,7 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
     cache = HeardCache(judge.listener.name, say)
     if out is not None:
         check_same_judge(out, read_scores(out), who(judge, settings.closed))
+    settings.tell_choice(say)
     with _opened(out) as writer:
         scores = read_scores(out) if out is not None else []
         done = [False] * len(rows)

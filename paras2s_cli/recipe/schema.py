@@ -60,17 +60,22 @@ class PolytoneRecipe(Recipe):
 
 
 class LocalModel(RecipeBase):
-    """A model in the layout of the transformers library, on this machine. Code in its folder is not run, pickles are not read."""
+    """A model on this machine, through transformers."""
 
     model: str = Field(min_length=1)
-    """A folder, from the working folder on, or a name on the Hugging Face hub."""
+    """A folder, from where the command runs, or a name on the hub; its weights are safetensors, and none of its code is run."""
     revision: str = ""
-    """Of a name on the hub; empty: the newest."""
+    """Of the hub: a commit, a branch or a tag. Of a folder: a word that tells its weights from others, which rows of scores name."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto is float32 on the CPU and the checkpoint's own on a GPU."""
     device: str = "auto"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 on a GPU, fp32 on the CPU."""
-    batch: int = Field(8, ge=1)
-    """Utterances at a time."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError(f"must be auto, cpu, cuda or a certain cuda:1, not {device}")
+        return device
 
 
 class Whisper(LocalModel):
@@ -81,6 +86,8 @@ class Whisper(LocalModel):
     """A code such as `en`; empty: found out by the model, every 30 s."""
     times: Literal["word", "segment", "none"] = "word"
     """What has its seconds noted. Of models that tell no words' times, segments have."""
+    batch: int = Field(8, ge=1)
+    """Pieces of at most 30 s at a time."""
 
 
 class AudioLM(LocalModel):
@@ -92,6 +99,8 @@ class AudioLM(LocalModel):
     query_tones: list[str] = Field(default=[*EMOTIONS, "sincere", "sarcastic", "neutral"], min_length=2)
     answer_tones: list[str] = Field(default=[*ANSWERING, "neutral"], min_length=2)
     """One or two words each: what may be answered to the question for the tone."""
+    batch: int = Field(8, ge=1)
+    """Utterances at a time."""
 
     @field_validator("query_tones", "answer_tones")
     @classmethod
@@ -209,30 +218,16 @@ class Cascade(RecipeBase):
     """`cmd:` with {text} and {answer}."""
 
 
-class LocalLM(RecipeBase):
-    """The judge's third stage as a causal language model on this machine, through transformers."""
+class LocalLM(LocalModel):
+    """The judge's third stage as a causal language model."""
 
     backend: Literal["local"]
-    model: str = Field(min_length=1)
-    """A folder, from where the command runs, or a name on the hub; its weights are safetensors, and none of its code is run."""
-    revision: str = ""
-    """Of the hub: a commit, a branch or a tag. Of a folder: a word that tells its weights from others, which rows of scores name."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto is float32 on the CPU and the checkpoint's own on a GPU."""
-    device: str = "auto"
     tokens: int = Field(16384, ge=1)
     """Of the pairs of one forward, beside the rubric's."""
     floor: float = Field(0.5, ge=0, le=1)
     """A pair whose five labels have less of the probability than this gets no score."""
     template: dict[str, Any] = Field({})
     """Further arguments of the chat template, as they are."""
-
-    @field_validator("device")
-    @classmethod
-    def _is_a_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-            raise ValueError(f"must be auto, cpu, cuda or a certain cuda:1, not {device}")
-        return device
 
 
 def _backend(score: Any) -> str:

@@ -41,8 +41,13 @@ def judge(
         typer.Option("--queries", metavar="FILE", help="The manifest holds a system's responses; this one the queries that they answer."),
     ] = None,
     judge_recipe: Annotated[
-        str, typer.Option("--judge", metavar="NAME_OR_PATH", help="The judge's recipe: pocket, endpoint, local, or a YAML file.")
-    ] = "pocket",
+        str,
+        typer.Option(
+            "--judge",
+            metavar="NAME_OR_PATH",
+            help="The judge's recipe: auto (the best that can run here), pocket, endpoint, local, or a YAML file.",
+        ),
+    ] = "auto",
     agree: Annotated[
         Path | None,
         typer.Option("--agree", help="Compare scores with this CSV of people's (query, system or id; score)."),

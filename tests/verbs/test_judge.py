@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from paras2s_cli.audio.write import write_wav
-from paras2s_cli.judge import backends
+from paras2s_cli.judge import auto, backends
 from paras2s_cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,7 @@ COUNT = 20
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a manifest with COUNT pairs, the working folder."""
     monkeypatch.setitem(backends.MAKERS, "pocket", MAKER)
+    monkeypatch.setattr(auto, "MODELS", {})  # whatever this machine has
     monkeypatch.setenv("PARAS2S_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "listened"))
     make_pairs(tmp_path / "data", COUNT)
@@ -268,7 +269,7 @@ def test_an_error_is_one_sentence_and_writes_nothing(stand_in, capsys, arguments
 
 
 def test_a_full_disk_under_stdout(stand_in: Path) -> None:
-    for arguments in (["pairs.jsonl"], ["q0.wav", "a0.wav"]):
+    for arguments in (["pairs.jsonl", "--judge", "pocket"], ["q0.wav", "a0.wav", "--judge", "pocket"]):
         with open("/dev/full", "w") as full:
             run = subprocess.run(
                 [sys.executable, str(SUPPORT / "stand_in_judge.py"), "judge", *arguments],

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from paras2s_cli.errors import UsageError
-from paras2s_cli.judge.hearing.loading import load_model, name_of
+from paras2s_cli.judge.hearing.loading import load_model
+from paras2s_cli.judge.pretrained import version_name
 from paras2s_cli.judge.stages import RATE
 from paras2s_cli.recipe.schema import AudioLM
 
@@ -44,13 +45,13 @@ class AudioLanguageModel:
         loaded = load_model(settings, key, CLASSES)
         self._model = _with_adapter(loaded.model, settings.adapter, key) if settings.adapter else loaded.model
         self._extractor, self._tokenizer = loaded.extractor, loaded.tokenizer
-        self._device, self._dtype = loaded.device, loaded.dtype
+        self._device, self._dtype = loaded.model.device, loaded.model.dtype
         kind = "qwen2_audio" if self._model.config.model_type == "qwen2_audio" else "qwen2_5_omni"
         self._before, self._after = SOUND[kind]
         # Logits of all the tokens of a batch would be gigabytes; only the last are read.
         self._model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:],))
         self._asked: dict[str, tuple[list[int], list[list[int]]]] = {}
-        self.name = loaded.name + (f" + {name_of(settings.adapter, None)}" if settings.adapter else "")
+        self.name = loaded.name + (f" + {version_name(settings.adapter, None)}" if settings.adapter else "")
 
     @torch.inference_mode()
     def ask(self, sounds: Sequence[Sequence[np.ndarray]], questions: Mapping[str, Question]) -> dict[str, Tensor]:

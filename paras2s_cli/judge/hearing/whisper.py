@@ -23,7 +23,7 @@ class WhisperTranscriber:
     def __init__(self, settings: Whisper) -> None:
         """Raises UsageError for a model that cannot be loaded, or does not know the language."""
         loaded = load_model(settings, "transcribe", {"whisper": "WhisperForConditionalGeneration"})
-        self._model, self._device, self._dtype = loaded.model, loaded.device, loaded.dtype
+        self._model, self._device, self._dtype = loaded.model, loaded.model.device, loaded.model.dtype
         self._extractor, self._tokenizer = loaded.extractor, loaded.tokenizer
         self._batch = settings.batch
         config = self._model.generation_config

@@ -96,8 +96,9 @@ def rows_of(text: str | Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    from paras2s_cli.judge import backends
+    from paras2s_cli.judge import auto, backends
     from paras2s_cli.main import main
 
+    auto.MODELS.clear()  # whatever this machine has
     backends.MAKERS["pocket"] = MAKER
     sys.exit(main(sys.argv[1:]))
