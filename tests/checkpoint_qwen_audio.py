@@ -18,7 +18,6 @@ def write_qwen_audio(folder: Path, *, seed: int = 1, seconds: int = 2, pairs: in
         AddedToken,
         Qwen2AudioConfig,
         Qwen2AudioForConditionalGeneration,
-        Qwen2AudioProcessor,
         Qwen2Tokenizer,
         WhisperFeatureExtractor,
     )
@@ -50,6 +49,6 @@ def write_qwen_audio(folder: Path, *, seed: int = 1, seconds: int = 2, pairs: in
     config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"))
     model = Qwen2AudioForConditionalGeneration(config)
     model.save_pretrained(folder)
-    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=seconds)
-    Qwen2AudioProcessor(extractor, tokenizer).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80, chunk_length=seconds).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -25,7 +25,6 @@ def write_whisper(folder: Path, *, seed: int = 2, alignment: bool = True, most: 
         WhisperConfig,
         WhisperFeatureExtractor,
         WhisperForConditionalGeneration,
-        WhisperProcessor,
         WhisperTokenizer,
     )
 
@@ -80,7 +79,7 @@ def write_whisper(folder: Path, *, seed: int = 2, alignment: bool = True, most: 
         return_timestamps=False,
         **({"alignment_heads": [[0, 1], [1, 0]]} if alignment else {}),
     )
-    extractor = WhisperFeatureExtractor(feature_size=80, chunk_length=SECONDS)
     model.save_pretrained(folder)
-    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80, chunk_length=SECONDS).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -46,6 +46,8 @@ def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None") -> 
     if transcriber is None and describer is None:
         assert judge is not None  # the recipe's model sees to it
         return judge
+    if judge is not None and transcriber is not None and hasattr(judge.listener, "open_speech"):
+        judge.listener.open_speech = None  # a recogniser of words that are not wanted
     ears = judge.listener if judge is not None and None in (transcriber, describer) else None
     listener: Listener = StagedListener(transcriber, describer, ears)
     if judge is None:

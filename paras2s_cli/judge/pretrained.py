@@ -57,10 +57,13 @@ def dtype_of(settings: LocalModel, device: torch.device) -> torch.dtype | str:
     return dtype
 
 
-def version_name(model: str, commit: str | None) -> str:
-    """`model@version`: the commit of a hub's; of a folder a digest of its files' names, sizes and times: weights take long to read."""
+def version_name(model: str, revision: str, commit: str | None = None) -> str:
+    """`model@version`, another one when the weights are: the hub's commit; of a folder the recipe's word for it, else a digest of its
+    files' names, sizes and times, since weights take long to read.
+    """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        return f"{model}@{(commit or 'unknown')[:12]}"
+        return f"{model}@{(commit or revision or 'main')[:12]}"
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".jinja"))
-    return f"{folder.resolve().name}@{content_key([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files])[:12]}"
+    digest = content_key([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files])[:12]
+    return f"{folder.resolve().name}@{revision or digest}"

@@ -51,7 +51,7 @@ class AudioLanguageModel:
         # Logits of all the tokens of a batch would be gigabytes; only the last are read.
         self._model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:],))
         self._asked: dict[str, tuple[list[int], list[list[int]]]] = {}
-        self.name = loaded.name + (f" + {version_name(settings.adapter, None)}" if settings.adapter else "")
+        self.name = loaded.name + (f" + {version_name(settings.adapter, '')}" if settings.adapter else "")
 
     @torch.inference_mode()
     def ask(self, sounds: Sequence[Sequence[np.ndarray]], questions: Mapping[str, Question]) -> dict[str, Tensor]:

@@ -50,5 +50,5 @@ def load_model(settings: LocalModel, key: str, classes: Mapping[str, str]) -> Lo
         raise UsageError(f"{key}.model: {settings.model} lacks {len(report['missing_keys'])} of its weights ({some}); download it again")
     if extractor.sampling_rate != RATE:
         raise UsageError(f"{key}.model: {settings.model} hears at {extractor.sampling_rate} Hz, the judge at {RATE}; choose another")
-    name = version_name(settings.model, getattr(config, "_commit_hash", None))
+    name = version_name(settings.model, settings.revision, getattr(config, "_commit_hash", None))
     return Loaded(model.to(device).eval(), extractor, tokenizer, name)
