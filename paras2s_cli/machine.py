@@ -158,7 +158,7 @@ def _judge() -> Iterator[Check]:
     for found in find_stages():
         why = f" ({found.why})" if found.why else ""
         if found.section is None:
-            yield Check(f"judge {found.stage}", "absent", f"the pocket judge's own{why}", found.way_out)
+            yield Check(f"judge {found.stage}", "absent", f"pocket's own{why}", found.way_out)
         else:
             better = f"; better: {found.way_out}{why}" if found.way_out else ""
             yield Check(f"judge {found.stage}", "ok", found.label + better)

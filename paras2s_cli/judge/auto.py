@@ -73,7 +73,7 @@ class _Memory:
         if self._taken + size <= (self._gpu * SHARE if self._gpu else ON_CPU):
             self._taken += size
             return ""
-        return f"{size / 2**30:.1f} GiB of weights are too much for {'the GPU, beside the others' if self._gpu else 'a CPU'}"
+        return f"{size / 2**30:.1f} GiB of weights, too much for {'the GPU, beside the others' if self._gpu else 'a CPU'}"
 
 
 def choose() -> Choice:
@@ -105,13 +105,13 @@ def _model(stage: str, memory: _Memory) -> Found:
     why, way_out = "", ""
     for name in MODELS[stage]:
         folder = find_model(name)
-        trouble = "it is not on this machine" if folder is None else memory.take(_size(folder))
+        trouble = "not on this machine" if folder is None else memory.take(_size(folder))
         if folder is not None and not trouble:
             # A hub's name tells more in a row of scores than the folder of its cache.
             which = {"model": name, "revision": folder.name} if folder.parent.name == "snapshots" else {"model": str(folder)}
             return Found(stage, {"backend": BACKENDS[stage], **which}, name, why, way_out)
         if not why:
-            why = trouble
+            why = f"{name}: {trouble}"
             way_out = f"hf download {name}" if folder is None else f"a GPU for {name}"
             if stage == "score":
                 way_out += f", or name an endpoint in {URL} and {NAME}"

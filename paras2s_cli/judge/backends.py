@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from paras2s_cli.judge.endpoint.asking import Asking
     from paras2s_cli.judge.endpoint.scorer import EndpointScorer, Sender
     from paras2s_cli.judge.local.scorer import LocalScorer
-    from paras2s_cli.judge.stages import Describer, Listener, Scorer, Transcriber
+    from paras2s_cli.judge.stages import Describer, Scorer, Transcriber
     from paras2s_cli.recipe.schema import AudioLM, JudgeRecipe, PolytoneRecipe, Whisper
 
 MAKERS = {"pocket": "paras2s_cli.train.polytone:make_judge"}
@@ -42,18 +42,15 @@ def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None") -> 
 
     transcriber = load_transcriber(recipe.transcribe, say) if recipe.transcribe else None
     describer = load_describer(recipe.tone, say) if recipe.tone else None
-    judge = load_judge(recipe.ears, say, scorer) if recipe.ears else None
-    if transcriber is None and describer is None:
-        assert judge is not None  # the recipe's model sees to it
-        return judge
-    if judge is not None and transcriber is not None and hasattr(judge.listener, "open_speech"):
+    if transcriber is not None and describer is not None:
+        assert scorer is not None  # here and below, the recipe's model sees to it
+        return Judge(StagedListener(transcriber, describer, None), scorer)
+    assert recipe.ears is not None
+    judge = load_judge(recipe.ears, say, scorer)
+    if transcriber is not None and hasattr(judge.listener, "open_speech"):
         judge.listener.open_speech = None  # a recogniser of words that are not wanted
-    ears = judge.listener if judge is not None and None in (transcriber, describer) else None
-    listener: Listener = StagedListener(transcriber, describer, ears)
-    if judge is None:
-        assert scorer is not None
-        return Judge(listener, scorer)
-    judge.listener = listener
+    if transcriber is not None or describer is not None:
+        judge.listener = StagedListener(transcriber, describer, judge.listener)
     return judge
 
 

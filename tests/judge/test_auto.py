@@ -65,7 +65,7 @@ def test_an_endpoint_scores_what_the_best_that_is_here_hears(machine: Path, monk
     assert choice.recipe.tone is None and choice.recipe.ears is not None
     assert str(choice) == (
         f"judge auto: transcribe by {TURBO}, tone by pocket, score by gpt at http://127.0.0.1:8000/v1;"
-        f" better: hf download {LARGE} (it is not on this machine)"
+        f" better: hf download {LARGE} ({LARGE}: not on this machine)"
     )
     monkeypatch.setenv(auto.KEY, "secret")
     score = auto.choose().recipe.score
@@ -101,7 +101,8 @@ def test_what_is_too_large_is_passed_over(machine: Path, monkeypatch: pytest.Mon
     write(machine / "Qwen2.5-3B-Instruct", size=200)
     found = {stage.stage: stage for stage in auto.find_stages()}
     assert found["transcribe"].label == "openai/whisper-small"
-    assert (found["transcribe"].why, found["transcribe"].way_out) == ("2.0 GiB of weights are too much for a CPU", f"a GPU for {LARGE}")
+    assert found["transcribe"].why == f"{LARGE}: 2.0 GiB of weights, too much for a CPU"
+    assert found["transcribe"].way_out == f"a GPU for {LARGE}"
     assert found["score"].section is None, "what the others take is not there twice"
 
 
@@ -115,7 +116,7 @@ def test_doctor_tells_the_stages(machine: Path, capsys: pytest.CaptureFixture[st
     assert rows["judge tone"] == {
         "name": "judge tone",
         "status": "absent",
-        "detail": "the pocket judge's own (it is not on this machine)",
+        "detail": f"pocket's own ({QWEN}: not on this machine)",
         "way_out": f"hf download {QWEN}",
     }
     assert rows["judge score"]["status"] == "absent" and auto.URL in rows["judge score"]["way_out"]
