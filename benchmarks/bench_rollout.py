@@ -3,8 +3,9 @@
     pytest benchmarks/bench_rollout.py --benchmark-only -s      # times by pytest-benchmark
     pytest benchmarks/bench_rollout.py -k ratio -s              # interleaved, ratios to the engine
 
-8 and 32 prompts of 42 positions x 8 answers of 36. Weights are random and no answer ends early: all do the same positions. The engine
-and the plain loops draw two tokens a position, transformers one, from a Qwen2 of the same width, heads and number of layers.
+8 and 32 prompts of 42 positions x 8 answers of 36. Weights are random and, but for one case, no answer ends early: all do the same
+positions. The engine and the plain loops draw two tokens a position, transformers one, from a Qwen2 of the same width, heads and number
+of layers.
 """
 
 import time

@@ -11,12 +11,11 @@ from paras2s_cli.models.attention import attend
 class KeyValues(Protocol):
     """One layer's keys and values of what came before."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Takes the keys and values of these positions in and lets their queries look at them and at all before.
 
         Args:
-            q: [B, H, T, head_dim]. k, v: [B, kv_heads, T, head_dim]. mask: [B, 1, T, S] bool, S counting all that is seen; None
-                where the cache itself knows what a query may see.
+            q: [B, H, T, head_dim]. k, v: [B, kv_heads, T, head_dim]. mask: [B, 1, T, S] bool, S counting all that is seen.
         """
         ...
 
@@ -27,9 +26,8 @@ class Prefix:
     def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
         self.keys, self.values = keys, values
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Keeps the first that it gets; what comes later looks at that, then at itself."""
-        assert mask is not None
         if self.keys is None or self.values is None:
             self.keys, self.values = k, v
             return attend(q, k, v, mask)

@@ -164,17 +164,14 @@ class SpeechLM(nn.Module):
         self,
         x: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Tensor,
         caches: Sequence[KeyValues] | None = None,
-        writing: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Normed hidden states of both branches.
 
         Args:
             x: [B, T, D] embeddings. positions: [B, T] int64. mask: [B, 1, T, S] bool, True where a query may look.
-                None where the caches know it.
             caches: one a layer: shared, text branch, audio branch; S counts what they hold.
-            writing: False skips the text branch, and what stands for its hidden states means nothing.
 
         Returns:
             text, audio: [B, T, D] each.
@@ -185,7 +182,7 @@ class SpeechLM(nn.Module):
         for layer, cache in zip(self.model.layers[:fork], known[:fork], strict=True):
             x = layer(x, cos, sin, mask, cache)
         text = audio = x
-        for layer, cache in zip(self.model.layers[fork:] if writing else (), known[fork:depth] if writing else (), strict=True):
+        for layer, cache in zip(self.model.layers[fork:], known[fork:depth], strict=True):
             text = layer(text, cos, sin, mask, cache)
         for layer, cache in zip(self.model.mimo_layers, known[depth:], strict=True):
             audio = layer(audio, cos, sin, mask, cache)

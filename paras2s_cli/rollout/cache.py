@@ -68,7 +68,6 @@ class SharedCache:
             layer[:, still:count, :, :used] = layer[:, rows[still:], :, :used]
         for table in (self.prompt_of, self.filled, self.seen):
             table[:count] = table[rows]
-        self._grouping = None
 
     def step(self, rows: int, prompts: int) -> "list[SharedLayer]":
         """The layers' view of the first `rows` rows, which have one position more from now on, and of the first `prompts` prompts."""
