@@ -3,9 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from paras2s_cli.models.attention import attend
-from paras2s_cli.models.cache import KeyValues
+from paras2s_cli.models.cache import KeyValues, Prefix
 from paras2s_cli.models.config import SpeechLMConfig
 
 
@@ -62,7 +63,13 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm decoder layer."""
+    """One pre-norm decoder layer.
+
+    checkpointing: nothing within it is kept for the backward, but computed again (gradient checkpointing, Chen et al. 2016); what a
+    `Prefix` takes in is kept.
+    """
+
+    checkpointing = False
 
     def __init__(self, config: SpeechLMConfig) -> None:
         super().__init__()
@@ -72,5 +79,19 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None = None) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self._compute(x, cos, sin, mask, cache)
+        assert cache is None or isinstance(cache, Prefix)
+
+        def compute(x: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            # a prefix of its own each time: the second time must find it as the first did
+            seen = Prefix(keys, values)
+            return self._compute(x, cos, sin, mask, seen), seen.keys, seen.values
+
+        known = cache or Prefix()
+        x, known.keys, known.values = checkpoint(compute, x, known.keys, known.values, use_reentrant=False)
+        return x
+
+    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))

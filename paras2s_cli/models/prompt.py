@@ -137,6 +137,10 @@ class Answers:
         """Some rows, in the given order."""
         return Answers(self.audio[rows], self.text[rows], self.audio_free[rows], self.text_free[rows])
 
+    def to(self, device: torch.device | str) -> "Answers":
+        """The same on another device."""
+        return Answers(self.audio.to(device), self.text.to(device), self.audio_free.to(device), self.text_free.to(device))
+
 
 def spoken_answers(
     texts: Sequence[Sequence[int]], codes: Sequence[Sequence[int] | np.ndarray | None], config: SpeechLMConfig, specials: Specials

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from paras2s_cli.models.hearing import Hearing
 from paras2s_cli.models.layers import Block, rotary
 from paras2s_cli.models.tokenizer import Specials
 from paras2s_cli.models.weights import Layout
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -139,6 +142,20 @@ class SpeechLM(nn.Module):
                     deep = name.endswith(("o_proj.weight", "down_proj.weight"))
                     scale = 1 / math.sqrt(weight[0].numel()) / (math.sqrt(2 * len(self.model.layers)) if deep else 1)
                     weight.normal_(0, scale, generator=generator)
+
+    def forward(self, work: Callable[..., Result], *given: Any) -> Result:
+        """`work(self, *given)`. Weights that several processes hold in parts (see `train.shards`) are whole for work that is given here,
+        and here only."""
+        return work(self, *given)
+
+    def checkpoint_blocks(self, on: bool) -> None:
+        """Whether layers keep what is within them for the backward, or compute it again: less memory for a third more time."""
+        for block in self.blocks():
+            block.checkpointing = on
+
+    def blocks(self) -> list[nn.Module]:
+        """All layers of both branches."""
+        return [*self.model.layers, *self.model.mimo_layers]
 
     def embed(self, streams: Streams) -> Tensor:
         """Embeddings [B, T, D] of both streams added; where continuous, (E[audio] + adaptor(features)) * sqrt(2) + E[text]."""

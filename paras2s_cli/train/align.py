@@ -128,6 +128,7 @@ def aligned_model(run: Run) -> SpeechLM:
         model.eval().requires_grad_(False)
     settings = run.recipe.grpo
     policy = warm if settings.lora is not None else load_model(run.out / "sft" / "model")[0]
+    policy.checkpoint_blocks(settings.checkpointing)
     adapter = make_adapter(policy, settings.lora, run.recipe.seed)
     (run.out / "grpo").mkdir(parents=True, exist_ok=True)
     monitor = Monitor(run.out / "grpo", settings, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)

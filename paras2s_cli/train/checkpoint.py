@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from paras2s_cli.data.atomic import remove, temp_beside, writing
-from paras2s_cli.data.cache import is_complete, publish_folder
+from paras2s_cli.data.cache import is_complete
 from paras2s_cli.errors import UsageError
+from paras2s_cli.train.ranks import ALONE, Ranks
+from paras2s_cli.train.shards import Stored, file_of, own_part, stored_groups
 
 _STEP = re.compile(r"step-(\d{6,})")
 _GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -24,10 +26,10 @@ _GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: `groups` of named CPU tensors, and the JSON `state`."""
+    """What was saved: `groups` of named CPU tensors, each read when it is asked for, and the JSON `state`."""
 
     step: int
-    groups: dict[str, dict[str, torch.Tensor]]
+    groups: dict[str, Stored]
     state: dict[str, Any]
 
 
@@ -39,29 +41,47 @@ def save_checkpoint(
     keep: int = 2,
     *,
     sync: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Writes `root/step-000120/`: `<group>.safetensors` each, state.json, the marker last; returns the
-    folder.
+    """Writes `root/step-000120/` (see `write_checkpoint`), and returns the folder.
 
     Of the complete ones only the `keep` newest stay. A kill at any moment leaves the older ones whole.
-    Without `sync` a power cut may cost the last few steps, never more: a torn folder is told by the sizes in
-    its marker. Tensors that share memory (tied weights) are each written out. Raises UsageError if the disk
-    does not take it.
+    Raises UsageError if the disk does not take it.
     """
     if keep < 1:
         raise ValueError("keep must be at least 1")
     final = root / f"step-{step:06d}"
-    with publish_folder(final, replace=True, sync=sync) as temp, writing(final):
+    write_checkpoint(final, step, groups, state, sync=sync, ranks=ranks)
+    if ranks.first:
+        _prune(root, final, keep)
+    return final
+
+
+def write_checkpoint(
+    final: Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    state: Mapping[str, Any],
+    *,
+    sync: bool = False,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Writes one folder in the place of what is there: `<group>.safetensors` each, state.json, the marker last.
+
+    Of a group that lies in parts every rank writes its own, `<group>-00001-of-00008.safetensors`; all call this, and the folder is
+    there when it returns. Without `sync` a power cut may cost the last few steps, never more: a torn folder is told by the sizes in
+    its marker. Tensors that share memory (tied weights) are each written out.
+    """
+    with ranks.publish(final, replace=True, sync=sync) as temp, writing(final):
         for name, tensors in groups.items():
             if not _GROUP.fullmatch(name):
                 raise ValueError(f"{name!r} is no name for a group: it becomes a file name")
             try:
-                save_file(_separate(tensors), temp / f"{name}.safetensors")
+                save_file(_separate(own_part(tensors, ranks)), temp / file_of(name, ranks))
             except SafetensorError as error:
                 raise _as_os_error(error) from error
-        (temp / "state.json").write_text(json.dumps({"step": step, "state": dict(state)}))
-    _prune(root, final, keep)
-    return final
+        if ranks.first:
+            (temp / "state.json").write_text(json.dumps({"step": step, "state": dict(state)}))
 
 
 def latest_checkpoint(root: Path) -> Path | None:
@@ -80,7 +100,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         saved = json.loads((folder / "state.json").read_bytes())
         step, state = int(saved["step"]), dict(saved["state"])
-        groups = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        groups = stored_groups(folder)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"the checkpoint {folder} is corrupt ({error}); delete it, and the run resumes from the one before") from error
     return Checkpoint(step, groups, state)

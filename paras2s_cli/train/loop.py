@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from paras2s_cli.recipe.schema import Train
 from paras2s_cli.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from paras2s_cli.train.metrics import MetricsLog
 from paras2s_cli.train.packing import pack_optimizer, unpack_optimizer
+from paras2s_cli.train.ranks import ALONE, Ranks
+from paras2s_cli.train.shards import load_module
 
 Watch = Callable[[int, dict], None]
 """Called after every step with its number (from 1) and its metrics; `of` among them is the number of the last."""
@@ -34,6 +37,7 @@ class Stage:
         modules: what is saved, by name. Parameters that require gradients are trained.
         step: computes the gradients of step n (from 0) and returns its metrics; it calls backward itself.
         after: called when step n is applied and before it is saved, with its metrics, which it may add to.
+        ranks: all of them run the stage, each with its part of the modules and its share of a step's batch; metrics are of all.
     """
 
     folder: Path
@@ -41,6 +45,7 @@ class Stage:
     settings: Train
     step: Callable[[int], dict]
     after: Callable[[int, dict], None] | None = None
+    ranks: Ranks = ALONE
 
 
 def learning_rate(step: int, settings: Train) -> float:
@@ -50,13 +55,16 @@ def learning_rate(step: int, settings: Train) -> float:
     return settings.lr * warm * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def bf16(settings: Train) -> bool:
+    """Whether a stage multiplies in bf16: where the recipe asks for it or, on `auto`, where the hardware does."""
+    if settings.precision == "auto":
+        return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
+    return settings.precision == "bf16"
+
+
 def precision(settings: Train) -> torch.autocast:
-    """Autocast of a stage's forward passes: bf16 where the recipe asks for it or, on `auto`, where the hardware multiplies in it."""
-    chosen = settings.precision
-    if chosen == "auto":
-        chosen = "bf16" if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() else "fp32"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(device, torch.bfloat16, enabled=chosen == "bf16")
+    """Autocast of a stage's forward passes."""
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=bf16(settings))
 
 
 def resumed_from(folder: Path) -> int:
@@ -68,9 +76,10 @@ def resumed_from(folder: Path) -> int:
 def train(stage: Stage, watch: Watch | None = None, say: Say | None = None) -> None:
     """Runs the stage to its last step, from its last checkpoint where there is one.
 
-    All is saved every `save_every` steps, so many are lost at most; on Ctrl-C too, so that one is lost at most.
+    All is saved every `save_every` steps, so many are lost at most; on Ctrl-C too, so that one is lost at most. Several ranks do not
+    stop at the same place, and save nothing then.
     """
-    settings, root = stage.settings, stage.folder / "checkpoints"
+    settings, root, ranks = stage.settings, stage.folder / "checkpoints", stage.ranks
     trained = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
     optimizers = make_optimizers(stage.modules, settings)
     done = 0
@@ -81,10 +90,10 @@ def train(stage: Stage, watch: Watch | None = None, say: Say | None = None) -> N
         if say and done < settings.steps:
             say(f"resuming {stage.folder.name} after step {done} of {settings.steps}")
         for name, module in stage.modules.items():
-            module.load_state_dict(saved.groups[name])
+            load_module(module, saved.groups[name])
         for i, optimizer in enumerate(optimizers):
             unpack_optimizer(optimizer, saved.groups[f"optimizer{i}"], saved.state[f"optimizer{i}"])
-    log = MetricsLog(stage.folder / "metrics.jsonl", done)
+    log = MetricsLog(stage.folder / "metrics.jsonl", done) if ranks.first else None
     # `kept` is the last step on disk, `whole` the one that the weights are the outcome of, 0 while they change.
     kept = whole = done
     try:
@@ -94,7 +103,7 @@ def train(stage: Stage, watch: Watch | None = None, say: Say | None = None) -> N
                 for group in optimizer.param_groups:
                     group["lr"] = group["scale"] * learning_rate(step, settings)
             metrics = stage.step(step)
-            metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(trained, settings.clip))
+            metrics["grad_norm"] = clip(trained, settings.clip)
             whole = 0
             for optimizer in optimizers:
                 optimizer.step()
@@ -103,7 +112,8 @@ def train(stage: Stage, watch: Watch | None = None, say: Say | None = None) -> N
             if stage.after:
                 stage.after(step, metrics)
             metrics["seconds"] = round(time.monotonic() - begun, 4)
-            log.write(step + 1, **metrics)
+            if log:
+                log.write(step + 1, **metrics)
             whole = step + 1
             if whole % settings.save_every == 0 or whole == settings.steps:
                 _save(root, whole, stage, optimizers)
@@ -111,12 +121,23 @@ def train(stage: Stage, watch: Watch | None = None, say: Say | None = None) -> N
             if watch:
                 watch(whole, {**metrics, "of": settings.steps})
     except KeyboardInterrupt:
-        if whole > kept:
+        if whole > kept and ranks.size == 1:
             _save(root, whole, stage, optimizers)
         raise
     finally:
-        log.close()
+        if log:
+            log.close()
         give_memory_back()
+
+
+def clip(weights: Sequence[Tensor], most: float) -> float:
+    """Scales gradients down to a norm of `most` and returns the norm that they had; all ranks' parts count."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(weights, most, norm)
+    return float(norm)
 
 
 def give_memory_back() -> None:
@@ -150,4 +171,4 @@ def _save(root: Path, step: int, stage: Stage, optimizers: Sequence[torch.optim.
     state = {}
     for i, optimizer in enumerate(optimizers):
         groups[f"optimizer{i}"], state[f"optimizer{i}"] = pack_optimizer(optimizer)
-    save_checkpoint(root, step, groups, state)
+    save_checkpoint(root, step, groups, state, ranks=stage.ranks)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from paras2s_cli.errors import UsageError
+from paras2s_cli.train.shards import like
 
 RandomSource = torch.Generator | np.random.Generator | random.Random
 
@@ -49,7 +50,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Te
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Gives `optimizer` the state that `pack_optimizer` made: copies, on the parameters' devices, dtypes
-    untouched.
+    untouched; of parameters that lie in parts, this rank's.
 
     Unlike `Optimizer.load_state_dict`, which casts the moments of a bf16 parameter to bf16. Raises UsageError
     if the state is of another optimizer or of other parameters.
@@ -67,15 +68,16 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, tor
             group[name] = tuple(value) if isinstance(value, list) else value
     states: list[dict[str, Any]] = [{} for _ in parameters]
     owner = [group for group in optimizer.param_groups for _ in group["params"]]
-    for key, tensor in tensors.items():
+    for key in tensors:
         place, name = key.split(".", 1)
         if place.startswith("group"):
-            optimizer.param_groups[int(place[5:])][name] = tensor.clone()
+            optimizer.param_groups[int(place[5:])][name] = tensors[key].clone()
             continue
         index = int(place)
         # torch keeps the step counter on the CPU unless the step itself runs on the device.
         on_cpu = name == "step" and not (owner[index].get("capturable") or owner[index].get("fused"))
-        states[index][name] = tensor.detach().clone().to("cpu" if on_cpu else parameters[index].device)
+        tensor = like(tensors, key, parameters[index]).detach().clone()
+        states[index][name] = tensor.to("cpu" if on_cpu else parameters[index].device)
     for key, value in meta["scalars"].items():
         place, name = key.split(".", 1)
         states[int(place)][name] = tuple(value) if isinstance(value, list) else value

@@ -55,6 +55,15 @@ class Policy(Protocol):
         ...
 
 
+def _losses(model: SpeechLM, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor]:
+    words, codes = answers.text_free, answers.audio_free
+    text, audio = answer_hidden(model, prompts, answers)
+    return (
+        cross_entropy(text[words], model.text_head, answers.text[words]),
+        cross_entropy(audio[codes], model.audio_head, model.audio_column(answers.audio[codes])),
+    )
+
+
 class Speaker(Policy, Protocol):
     """A policy with a voice of its own, which needs no world to be heard."""
 
@@ -92,12 +101,9 @@ class NativePolicy:
         )
 
     def losses(self, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor]:
-        model, words, codes = self.module, answers.text_free, answers.audio_free
-        text, audio = answer_hidden(model, prompts, answers)
-        return (
-            cross_entropy(text[words], model.text_head, answers.text[words]),
-            cross_entropy(audio[codes], model.audio_head, model.audio_column(answers.audio[codes])),
-        )
+        device = self.module.audio_ids.device
+        found: tuple[Tensor, Tensor] = self.module(_losses, prompts.to(device), answers.to(device))
+        return found
 
     def codes(self, answers: Answers) -> list[np.ndarray]:
         return codes_of(answers, self.module.config)

@@ -1,22 +1,21 @@
 """Supervised training: next-token loss on both streams over demonstrations."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from paras2s_cli.data.atomic import write_text
+from paras2s_cli.data.cache import is_complete
 from paras2s_cli.data.worlds import World
 from paras2s_cli.models.lora import Adapter
 from paras2s_cli.models.prompt import Answers, spoken_answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import BaseRecipe, SftRecipe
+from paras2s_cli.train.checkpoint import load_checkpoint, write_checkpoint
 from paras2s_cli.train.demonstrations import (
     Demonstration,
     best_demonstrations,
@@ -26,14 +25,21 @@ from paras2s_cli.train.demonstrations import (
 from paras2s_cli.train.loop import Stage, precision
 from paras2s_cli.train.policy import NativePolicy, Policy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
+from paras2s_cli.train.ranks import ALONE, Ranks
+from paras2s_cli.train.shards import load_module
 
 
 def lay_out(
-    demonstrations: Sequence[Demonstration], model: SpeechLM, tokenizer: TextTokenizer, generator: torch.Generator | None = None
+    demonstrations: Sequence[Demonstration],
+    model: SpeechLM,
+    tokenizer: TextTokenizer,
+    generator: torch.Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[tuple[Streams, Answers]]:
-    """Demonstrations as batches of one prompt kind each. With a generator the features are augmented.
+    """Demonstrations as batches of one prompt kind each, of which this rank has its share. With a generator the features are augmented.
 
-    In a reading the text is given: it is no target, and the audio stream learns to follow it.
+    In a reading the text is given: it is no target, and the audio stream learns to follow it. All ranks have as many batches, as they go
+    through the model together: to a kind with too few rows for one, a row without targets stands in.
     """
     config, specials = model.config, model.specials
     batches = []
@@ -41,10 +47,13 @@ def lay_out(
         rows = [d for d in demonstrations if (d.task == "transcription") == written]
         if not rows:
             continue
-        texts = [tokenizer.encode(d.text) for d in rows]
-        answers = spoken_answers(texts, answer_codes(model, [d.answer for d in rows]), config, specials)
-        answers.text_free[[d.task == "reading" for d in rows]] = False
-        batches.append((prompts_of(model, [d.query for d in rows], generator, answer_in_text=written), answers))
+        share = ranks.share(len(rows))
+        mine = share or range(1)
+        kept = [rows[i] for i in mine]
+        answers = spoken_answers([tokenizer.encode(d.text) for d in kept], answer_codes(model, [d.answer for d in kept]), config, specials)
+        answers.text_free[[d.task == "reading" or not share for d in kept]] = False
+        answers.audio_free &= bool(share)
+        batches.append((prompts_of(model, [d.query for d in rows], generator, answer_in_text=written, rows=mine), answers))
     return batches
 
 
@@ -54,24 +63,26 @@ def next_token_losses(model: Policy, prompts: Any, answers: Answers) -> tuple[Te
     return text, audio, int(answers.text_free.sum()), int(answers.audio_free.sum())
 
 
-def descend(model: Policy, batches: Sequence[tuple[Any, Answers]]) -> dict:
-    """Gradients of CE(text) + CE(audio), each averaged over its own positions in all batches."""
-    words = max(1, sum(int(a.text_free.sum()) for _, a in batches))
-    codes = max(1, sum(int(a.audio_free.sum()) for _, a in batches))
+def descend(model: Policy, batches: Sequence[tuple[Any, Answers]], ranks: Ranks = ALONE) -> dict:
+    """Gradients of CE(text) + CE(audio), each averaged over its own positions in all batches of all ranks."""
+    words, codes = ranks.total(sum(int(a.text_free.sum()) for _, a in batches), sum(int(a.audio_free.sum()) for _, a in batches))
+    words, codes = max(1, words), max(1, codes)
     text_total = audio_total = 0.0
     for prompts, answers in batches:
         text, audio, _, _ = next_token_losses(model, prompts, answers)
-        (text / words + audio / codes).backward()
+        # the gradient of weights in parts is the mean over ranks
+        ((text / words + audio / codes) * ranks.size).backward()
         text_total, audio_total = text_total + float(text.detach()) / words, audio_total + float(audio.detach()) / codes
+    text_total, audio_total = ranks.total(text_total, audio_total)
     return {"text_loss": text_total, "audio_loss": audio_total}
 
 
 @torch.no_grad()
-def held_out_loss(model: Policy, batches: Sequence[tuple[Any, Answers]]) -> tuple[float, float]:
+def held_out_loss(model: Policy, batches: Sequence[tuple[Any, Answers]], ranks: Ranks = ALONE) -> tuple[float, float]:
     """Mean text and audio loss over free positions."""
     parts = [next_token_losses(model, prompts, answers) for prompts, answers in batches]
-    text, audio = sum(float(p[0]) for p in parts), sum(float(p[1]) for p in parts)
-    return text / max(1, sum(p[2] for p in parts)), audio / max(1, sum(p[3] for p in parts))
+    text, audio, words, codes = ranks.total(*(sum(float(p[k]) for p in parts) for k in range(4)))
+    return text / max(1, words), audio / max(1, codes)
 
 
 def epochs(demonstrations: Sequence[Demonstration], batch: int, seed: int, step: int) -> list[Demonstration]:
@@ -105,34 +116,37 @@ def sft_stage(
     tokenizer: TextTokenizer,
     demonstrations: Sequence[Demonstration] | None = None,
     adapter: Adapter | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Stage, "Best"]:
     """The stage that warms `model` up, and the keeper of its best weights by held-out loss.
 
     Args:
         demonstrations: in the place of those that the recipe draws. adapter: of the model; it alone is trained and kept.
+        ranks: among whom the model's weights lie in parts.
     """
     settings, seed = recipe.train, recipe.seed
     rows = demonstrations or draw_demonstrations(world, recipe.demonstrations, seed)
-    held = lay_out(best_demonstrations(world, world.queries("validation"), seed), model, tokenizer)
-    best, trained = Best(folder), adapter or model
+    held = lay_out(best_demonstrations(world, world.queries("validation"), seed), model, tokenizer, ranks=ranks)
+    best, trained = Best(folder, ranks), adapter or model
+    model.checkpoint_blocks(recipe.checkpointing)
 
     def step(number: int) -> dict:
         model.train()
         if adapter is not None:
-            torch.manual_seed(seed * 1_000_003 + number)  # of its dropout
+            torch.manual_seed(seed * 1_000_003 + number + (ranks.rank << 52))  # of its dropout
         batch = epochs(rows, settings.batch, seed, number)
         with precision(settings):
-            return descend(NativePolicy(model), lay_out(batch, model, tokenizer, _generator(seed, number)))
+            return descend(NativePolicy(model), lay_out(batch, model, tokenizer, _generator(seed, number), ranks), ranks)
 
     def after(number: int, metrics: dict) -> None:
         if (number + 1) % recipe.evaluate_every == 0 or number + 1 == settings.steps:
             model.eval()
             with precision(settings):
-                text, audio = held_out_loss(NativePolicy(model), held)
+                text, audio = held_out_loss(NativePolicy(model), held, ranks)
             metrics |= {"held_out_text": text, "held_out_audio": audio}
             best.offer(number + 1, text + audio, trained)
 
-    return Stage(folder, {"model": trained}, settings, step, after), best
+    return Stage(folder, {"model": trained}, settings, step, after, ranks), best
 
 
 def _generator(seed: int, step: int) -> torch.Generator:
@@ -140,22 +154,19 @@ def _generator(seed: int, step: int) -> torch.Generator:
 
 
 class Best:
-    """The weights with the least held-out loss so far, on disk: best.safetensors and best.json."""
+    """The weights with the least held-out loss so far, on disk as a checkpoint in `best/`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.record, self.weights = folder / "best.json", folder / "best.safetensors"
+    def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.folder, self.ranks = folder / "best", ranks
 
     def offer(self, step: int, loss: float, model: nn.Module) -> None:
         """Keeps the weights of a step if none before it did as well. A step that is done again replaces what it left."""
-        if self.record.exists():
-            held = json.loads(self.record.read_text(encoding="utf-8"))
-            if held["step"] < step and held["loss"] <= loss:
+        if is_complete(self.folder):
+            held = load_checkpoint(self.folder)
+            if held.step < step and held.state["loss"] <= loss:
                 return
-        fresh = self.weights.with_suffix(".new")
-        save_file(model.state_dict(), fresh)
-        fresh.replace(self.weights)
-        write_text(self.record, json.dumps({"step": step, "loss": loss}) + "\n")
+        write_checkpoint(self.folder, step, {"model": model.state_dict()}, {"loss": loss}, ranks=self.ranks)
 
     def restore(self, model: nn.Module) -> None:
         """Puts them back into the model."""
-        model.load_state_dict(load_file(self.weights))
+        load_module(model, load_checkpoint(self.folder).groups["model"])

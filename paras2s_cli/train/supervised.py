@@ -7,6 +7,7 @@ import torch
 from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import World, load_world
+from paras2s_cli.errors import UsageError
 from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
@@ -15,20 +16,31 @@ from paras2s_cli.recipe.schema import BaseRecipe, OmniBase, PolytoneRecipe, SftR
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.base import load_base
 from paras2s_cli.train.hearing import hearing
-from paras2s_cli.train.loop import Say, WatchOf, train
+from paras2s_cli.train.loop import Say, WatchOf, bf16, train
 from paras2s_cli.train.omni import warm_omni
 from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.polytone import load_listener
+from paras2s_cli.train.ranks import ALONE, Ranks, threads_here
 from paras2s_cli.train.sft import best_demonstrations, held_out_loss, lay_out, sft_stage
+from paras2s_cli.train.shards import Shards
 
 
-def run_supervised(recipe: SftRecipe | BaseRecipe | PolytoneRecipe, out: Path, say: Say, watch: WatchOf) -> dict[str, float]:
-    """Trains what the recipe describes into `out/model`, and returns its figures on the validation split."""
+def run_supervised(
+    recipe: SftRecipe | BaseRecipe | PolytoneRecipe, out: Path, say: Say, watch: WatchOf, ranks: Ranks = ALONE
+) -> dict[str, float]:
+    """Trains what the recipe describes into `out/model`, and returns its figures on the validation split; none but on rank 0.
+
+    Raises:
+        UsageError: the recipe cannot be trained by several ranks.
+    """
+    if ranks.size > 1:
+        _check_together(recipe)
     if isinstance(recipe, SftRecipe) and recipe.lora is not None:
         check_peft()
-    torch.set_num_threads(threads_of(recipe.threads))
+    torch.set_num_threads(threads_here(threads_of(recipe.threads)))
     count = watch("render")
-    world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
+    with ranks.in_turn():
+        world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
     if isinstance(recipe, PolytoneRecipe):
         listener = load_listener(recipe, world, say, watch)
         if not is_complete(out / "model"):
@@ -43,24 +55,37 @@ def run_supervised(recipe: SftRecipe | BaseRecipe | PolytoneRecipe, out: Path, s
             with publish_folder(out / "model") as folder:
                 save_model(folder, model, tokenizer)
     else:
-        model, tokenizer = warm_up(recipe, world, out, say, watch)
-    return losses(model, tokenizer, world, recipe.seed)
+        model, tokenizer = warm_up(recipe, world, out, say, watch, ranks)
+    return losses(model, tokenizer, world, recipe.seed) if ranks.first else {}
 
 
-def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf) -> tuple[SpeechLM, TextTokenizer]:
+def _check_together(recipe: SftRecipe | BaseRecipe | PolytoneRecipe) -> None:
+    if not isinstance(recipe, SftRecipe):
+        raise UsageError(f"{recipe.kind} is trained in one process: start it without torchrun")
+    if recipe.train.optimizer == "muon":
+        raise UsageError("train.optimizer: muon turns whole matrices, of which torchrun's processes hold parts: take adamw, or one process")
+
+
+def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf, ranks: Ranks = ALONE) -> tuple[SpeechLM, TextTokenizer]:
     """The model after SFT, in `out/model`; trained there if it is missing."""
     folder = out / "model"
     assert not isinstance(recipe.base, OmniBase), "`warm_omni` does that"
     if not is_complete(folder):
-        model, tokenizer = load_base(recipe.base, world, say, watch)
+        with ranks.in_turn():
+            model, tokenizer = load_base(recipe.base, world, say, watch)
         settings = recipe.demonstrations
         say(f"warming up on {settings.count} demonstrations, {settings.tone_deaf:.0%} of them tone-deaf: {folder} is not there")
         out.mkdir(parents=True, exist_ok=True)
         adapter = make_adapter(model, recipe.lora, recipe.seed)
-        stage, best = sft_stage(out, recipe, world, model, tokenizer, adapter=adapter)
+        shards = Shards(model, ranks, bf16=bf16(recipe.train)) if ranks.size > 1 else None
+        stage, best = sft_stage(out, recipe, world, model, tokenizer, adapter=adapter, ranks=ranks)
         train(stage, watch("sft"), say)
         best.restore(adapter or model)
-        publish_trained(folder, model, tokenizer, adapter, recipe.lora)
+        if shards:
+            shards.gather()
+        with ranks.in_turn():
+            if ranks.first:
+                publish_trained(folder, model, tokenizer, adapter, recipe.lora)
     return load_model(folder)
 
 

@@ -35,10 +35,10 @@ MONITORS = (
 
 
 class Show:
-    """Says sentences and shows progress. On a stderr that is no terminal only the sentences are printed."""
+    """Says sentences and shows progress. On a stderr that is no terminal only the sentences are printed; nothing where it is quiet."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.progress = Progress(*bar_columns(), TextColumn("{task.fields[note]}"), console=self.console)
         self.tasks: dict[str, TaskID] = {}
         self.latest: dict[str, float] = {}

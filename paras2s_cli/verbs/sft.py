@@ -19,7 +19,7 @@ def sft(
 ) -> None:
     """Train on demonstrations: the speech LM, or the judge's transcriber and tone describer (PolyTone).
 
-    The same command resumes a run that was interrupted.
+    The same command resumes a run that was interrupted. Under torchrun its processes share the work and the memory.
     """
     from paras2s_cli.verbs.runs import kind_called, recipe_words
 
@@ -37,16 +37,18 @@ def sft(
 
         typer.echo(dump_recipe(recipe) + plan_of(recipe, folder))
         return
+    from paras2s_cli.train.ranks import joined
     from paras2s_cli.train.run_folder import open_run
     from paras2s_cli.train.supervised import run_supervised
     from paras2s_cli.verbs.progress import Show
 
-    opened = open_run(folder, dump_recipe(recipe), recipe_hash(recipe), kind)
-    show = Show()
-    if opened.resumed:
-        show.say(f"resuming the run in {folder}")
-    with show.live():
-        figures = run_supervised(recipe, opened.path, show.say, show.watch)
+    with joined() as ranks:
+        show = Show(quiet=not ranks.first)
+        with ranks.in_turn():
+            if ranks.first and open_run(folder, dump_recipe(recipe), recipe_hash(recipe), kind).resumed:
+                show.say(f"resuming the run in {folder}")
+        with show.live():
+            figures = run_supervised(recipe, folder, show.say, show.watch, ranks)
     for key, value in figures.items():
         typer.echo(f"{key}\t{value:.4f}")
     show.say(f"the model: {folder / 'model'}")
