@@ -151,6 +151,7 @@ class SpeechLM(nn.Module):
     def checkpoint_blocks(self, on: bool) -> None:
         """Whether layers keep what is within them for the backward, or compute it again: less memory for a third more time."""
         for block in self.blocks():
+            assert isinstance(block, Block)
             block.checkpointing = on
 
     def blocks(self) -> list[nn.Module]:

@@ -46,7 +46,7 @@ class Shards:
         """
         for name, weight in list(self.model.named_parameters()):
             assert isinstance(weight, DTensor)
-            whole = weight.detach().full_tensor()
+            whole = weight.full_tensor().detach()
             kept = whole.to("cpu", self.dtypes[name]) if self.ranks.first else torch.empty(0)
             path, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, nn.Parameter(kept))

@@ -1,25 +1,25 @@
-"""SFT of the tiny model by several processes: ranks_stage.py SIZE JOB ..., a job being the JSON of `Job`. All share one start of torch."""
+"""SFT of the tiny model by several processes: ranks_stage.py JOB ..., the JSON of a `Job` each, one after the other. All share one start
+of torch."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "models"), str(Path(__file__).parents[2])]
-
 import torch
 from safetensors.torch import save_file
 from test_sft import EVERY_KIND, TOKENIZER, WORLD, recipes
 from tiny_lm import tiny_model
 
-from paras2s_cli.recipe.schema import Lora
+from paras2s_cli.recipe.schema import Lora, Train
 from paras2s_cli.train.adapters import make_adapter
-from paras2s_cli.train.loop import train
+from paras2s_cli.train.loop import make_optimizers, train
 from paras2s_cli.train.ranks import Ranks, joined
 from paras2s_cli.train.sft import sft_stage
 from paras2s_cli.train.shards import Shards
@@ -27,9 +27,11 @@ from paras2s_cli.train.shards import Shards
 
 @dataclass
 class Job:
-    """`die`: the last rank is killed in the midst of this step (from 0)."""
+    """`size` processes; the last is killed in the midst of step `die` (from 0). `of`: a run that is copied first, to be resumed."""
 
+    size: int
     folder: str
+    of: str = ""
     die: int | None = None
     lora: bool = False
     batch: int = 3
@@ -62,22 +64,30 @@ def sft(job: Job, ranks: Ranks) -> None:
         save_file(model.state_dict(), folder / "final.safetensors")
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    size, jobs = int(sys.argv[1]), [Job(**json.loads(text)) for text in sys.argv[2:]]
+def run(job: Job) -> None:
+    """Forks its processes, in the environment that torchrun would give them, and waits for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        told = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+        told = {"WORLD_SIZE": job.size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
     children = []
-    for rank in range(size):
+    for rank in range(job.size):
         child = os.fork()
         if not child:
             os.environ.update({name: str(value) for name, value in {**told, "RANK": rank, "LOCAL_RANK": rank}.items()})
             with joined() as ranks:
-                for job in jobs:
-                    sft(job, ranks)
+                sft(job, ranks)
             os._exit(0)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    dies = any(job.die is not None for job in jobs)
-    sys.exit(codes[-1] != -signal.SIGKILL if dies else any(codes))
+    assert codes[-1] == -signal.SIGKILL if job.die is not None else not any(codes), (job, codes)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    # the first ones import much: before the forks
+    make_optimizers({"model": tiny_model()}, Train(steps=1, lr=1.0))
+    make_adapter(tiny_model(), Lora(), 1)
+    for job in [Job(**json.loads(text)) for text in sys.argv[1:]]:
+        if job.of:
+            shutil.copytree(job.of, job.folder)
+        run(job)

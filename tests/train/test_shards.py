@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,39 +16,26 @@ from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.shards import Stored, stored_groups
 
 ROOT = Path(__file__).parents[2]
+PATHS = (ROOT, ROOT / "kernels", ROOT / "tests" / "models", ROOT / "tests" / "train")
 
 
-def together(size: int, *jobs: dict) -> None:
-    """Runs jobs of ranks_stage.py, one after the other, by so many processes."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    words = [str(size), *(json.dumps({**job, "folder": str(job["folder"])}) for job in jobs)]
-    command = [sys.executable, Path(__file__).parent / "ranks_stage.py", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of runs by one process and by two; of `killed` the second of two died in the fifth step, the rest went on from it."""
+    root = tmp_path_factory.mktemp("ranks")
+    jobs = [
+        {"size": 1, "folder": "one"},
+        {"size": 1, "folder": "one-lora", "lora": True},
+        {"size": 2, "folder": "two"},
+        {"size": 2, "folder": "two-lora", "lora": True},
+        {"size": 2, "folder": "killed", "die": 4},
+        *({"size": size, "folder": f"resumed-{size}", "of": "killed"} for size in (1, 2, 3)),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, Path(__file__).parent / "ranks_stage.py", *map(json.dumps, jobs)]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def one(root: Path) -> Path:
-    """What one process does: full, lora."""
-    together(1, {"folder": root / "one" / "full"}, {"folder": root / "one" / "lora", "lora": True})
-    return root / "one"
-
-
-@pytest.fixture(scope="module")
-def two(root: Path) -> Path:
-    """What two do; and `killed`, whose second rank dies in its fifth step."""
-    together(
-        2,
-        {"folder": root / "two" / "full"},
-        {"folder": root / "two" / "lora", "lora": True},
-        {"folder": root / "two" / "killed", "die": 4},
-    )
-    return root / "two"
+    return root
 
 
 def lines(folder: Path) -> list[dict]:
@@ -70,28 +56,25 @@ def assert_same(found: Path, wanted: Path, atol: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["full", "lora"])
-def test_two_ranks_are_one(one: Path, two: Path, what: str) -> None:
-    assert_same(two / what, one / what, 5e-5)
+@pytest.mark.parametrize("what", ["", "-lora"])
+def test_two_ranks_are_one(runs: Path, what: str) -> None:
+    assert_same(runs / f"two{what}", runs / f"one{what}", 5e-5)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_by_as_many_or_by_fewer_or_more(one: Path, two: Path) -> None:
+def test_killed_and_resumed_by_as_many_or_by_fewer_or_more(runs: Path) -> None:
     """As many: to the bit. Others read the rows that are theirs from the files of two."""
-    assert [row["step"] for row in lines(two / "killed")] == [1, 2, 3, 4]
+    assert [row["step"] for row in lines(runs / "killed")] == [1, 2, 3, 4]
+    assert_same(runs / "resumed-2", runs / "two", 0.0)
     for size in (1, 3):
-        shutil.copytree(two / "killed", two / f"by-{size}")
-    together(2, {"folder": two / "killed"})
-    assert_same(two / "killed", two / "full", 0.0)
-    for size in (1, 3):
-        together(size, {"folder": two / f"by-{size}"})
-        assert_same(two / f"by-{size}", one / "full", 5e-5)
+        assert lines(runs / f"resumed-{size}")[:4] == lines(runs / "killed")
+        assert_same(runs / f"resumed-{size}", runs / "one", 5e-5)
 
 
 @pytest.mark.slow
-def test_every_rank_saves_its_own_rows_and_no_others(two: Path) -> None:
+def test_every_rank_saves_its_own_rows_and_no_others(runs: Path) -> None:
     """Weights and both moments of AdamW: half of the numbers in each file; only what is no matrix's is rank 0's alone."""
-    folder = two / "full" / "checkpoints" / "step-000006"
+    folder = runs / "two" / "checkpoints" / "step-000006"
     for group in ("model", "optimizer0"):
         files = [load_file(folder / f"{group}-0000{rank}-of-00002.safetensors") for rank in (1, 2)]
         sizes = [sum(t.numel() for name, t in file.items() if not name.endswith(".step")) for file in files]
