@@ -19,7 +19,7 @@ from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import AlignRecipe
+from paras2s_cli.recipe.schema import AlignRecipe, Train
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.distill import (
     Lessons,
@@ -31,12 +31,14 @@ from paras2s_cli.train.distill import (
     reading_stage,
     sampled_answers,
 )
-from paras2s_cli.train.grpo import grpo_stage
-from paras2s_cli.train.loop import Say, WatchOf, train
+from paras2s_cli.train.grpo import Experience, grpo_stage
+from paras2s_cli.train.loop import Say, WatchOf, bf16, train
 from paras2s_cli.train.monitor import Monitor
 from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.polytone import load_listener
-from paras2s_cli.train.supervised import warm_up
+from paras2s_cli.train.ranks import ALONE, Ranks, threads_here
+from paras2s_cli.train.shards import Mirror, Shards
+from paras2s_cli.train.supervised import check_together, warm_up
 
 
 @dataclass
@@ -50,23 +52,34 @@ class Run:
     world: World
     listener: SmallListener
     judge: Judge
+    ranks: Ranks = ALONE
 
 
-def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf) -> Run:
-    """The world and the judge, made if the cache lacks them."""
+def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, ranks: Ranks = ALONE) -> Run:
+    """The world and the judge, made if the cache lacks them.
+
+    Raises:
+        UsageError: the recipe cannot be trained by several ranks.
+    """
+    if ranks.size > 1:
+        check_together(recipe.sft.train, "sft.train")
+        check_together(recipe.grpo.train, "grpo.train")
+        if recipe.grpo.prompts < ranks.size:
+            raise UsageError(f"grpo.prompts: {recipe.grpo.prompts} a step are too few for {ranks.size} processes, which take whole groups")
     if recipe.sft.lora is not None or recipe.grpo.lora is not None:
         check_peft()
-    torch.set_num_threads(threads_of(recipe.threads))
+    torch.set_num_threads(threads_here(threads_of(recipe.threads)))
     count = watch("render")
-    world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
-    listener = load_listener(recipe.judge, world, say, watch)
-    return Run(recipe, out, say, watch, world, listener, Judge(listener, world.scorer()))
+    with ranks.in_turn():
+        world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
+        listener = load_listener(recipe.judge, world, say, watch)
+    return Run(recipe, out, say, watch, world, listener, Judge(listener, world.scorer()), ranks)
 
 
 def warm_model(run: Run) -> tuple[SpeechLM, TextTokenizer]:
     """The model after SFT. Raises UsageError when its codes are not those of the world's codec, so that nobody could hear them."""
     settings = run.recipe.sft.model_copy(update={"seed": run.recipe.seed})
-    model, tokenizer = warm_up(settings, run.world, run.out / "sft", run.say, run.watch)
+    model, tokenizer = warm_up(settings, run.world, run.out / "sft", run.say, run.watch, run.ranks)
     if model.config.codes != run.world.codec.size:
         raise UsageError(
             f"{run.out / 'sft' / 'model'} speaks {model.config.codes} codes and the codec of {run.world.name} has {run.world.codec.size}: "
@@ -116,13 +129,25 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
     return reward.eval(), lessons
 
 
+def lay_in_parts(policy: SpeechLM, warm: SpeechLM, settings: Train, ranks: Ranks) -> tuple[Mirror | None, Shards | None]:
+    """Lays both models' weights in parts among the ranks, and keeps a whole copy of `policy` for rollouts; nothing for one process."""
+    if ranks.size == 1:
+        return None, None
+    mirror, shards = Mirror(policy), Shards(policy, ranks, bf16=bf16(settings))
+    if warm is not policy:
+        Shards(warm, ranks, bf16=bf16(settings))
+    return mirror, shards
+
+
 def aligned_model(run: Run) -> SpeechLM:
     """The model after GRPO."""
     folder = run.out / "grpo" / "model"
     if is_complete(folder):
         return load_model(folder)[0]
     warm, tokenizer = warm_model(run)
-    reward, lessons = reward_model(run, warm)
+    ranks = run.ranks
+    with ranks.in_turn():
+        reward, lessons = reward_model(run, warm)
     run.say(f"aligning by GRPO for {run.recipe.grpo.train.steps} steps: {folder} is not there")
     for model in (warm, reward):
         model.eval().requires_grad_(False)
@@ -131,7 +156,16 @@ def aligned_model(run: Run) -> SpeechLM:
     policy.checkpoint_blocks(settings.checkpointing)
     adapter = make_adapter(policy, settings.lora, run.recipe.seed)
     (run.out / "grpo").mkdir(parents=True, exist_ok=True)
-    monitor = Monitor(run.out / "grpo", settings, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
+    mirror, shards = lay_in_parts(policy, warm, settings.train, ranks)
+    monitor = None
+    if ranks.first:
+        monitor = Monitor(run.out / "grpo", settings, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
+
+    def after(number: int, metrics: dict, experience: Experience) -> None:
+        if monitor:
+            monitor.after(number, metrics, experience)
+        if ranks.total(metrics.get("refitted", 0))[0]:
+            ranks.spread(reward)
 
     def rewards(queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
         given, spoken = reward.grade([q.features for q in queries], codes, group)
@@ -142,14 +176,19 @@ def aligned_model(run: Run) -> SpeechLM:
         run.out / "grpo",
         settings,
         run.recipe.seed,
-        NativePolicy(policy),
+        NativePolicy(policy, mirror),
         NativePolicy(warm),
         run.world.queries("train"),
         rewards,
-        monitor.after,
+        after,
         adapter,
+        ranks,
     )
     stage.modules = {**stage.modules, "reward": reward}
     train(stage, run.watch("grpo"), run.say)
-    publish_trained(folder, policy, tokenizer, adapter, settings.lora)
+    if shards:
+        shards.gather()
+    with ranks.in_turn():
+        if ranks.first:
+            publish_trained(folder, policy, tokenizer, adapter, settings.lora)
     return policy

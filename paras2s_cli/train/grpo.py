@@ -18,6 +18,7 @@ from paras2s_cli.rollout.engine import Rollouts
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
 from paras2s_cli.train.policy import Policy
+from paras2s_cli.train.ranks import ALONE, Ranks
 from paras2s_cli.train.scoring import Scores
 from paras2s_kernels import grpo_loss
 
@@ -27,7 +28,7 @@ RewardFunction = Callable[[Sequence[Spoken], Sequence[np.ndarray], Tensor, int],
 
 @dataclass(frozen=True)
 class Experience:
-    """What a step rolled out, for those who look at it afterwards."""
+    """What a step rolled out on all ranks, for those who look at it afterwards."""
 
     queries: list[Spoken]
     rollouts: Rollouts
@@ -94,23 +95,27 @@ def grpo_stage(
     reward: RewardFunction,
     after: Callable[[int, dict, Experience], None] | None = None,
     adapter: Adapter | None = None,
+    ranks: Ranks = ALONE,
 ) -> Stage:
     """The stage that aligns `policy`.
 
     Args:
         warm: the model before alignment; it does not change.
-        queries: unlabelled prompts. reward: called once a step.
+        queries: unlabelled prompts. reward: called once a step, with this rank's share of its prompts.
         after: sees each step's experience once it is applied, and may add to its metrics.
         adapter: of the policy; it alone is trained, and off while `warm` scores, which may then be the policy itself.
+        ranks: among whom both models' weights lie in parts. Each has whole groups; answers are numbered over all ranks.
     """
+    count = settings.prompts * settings.group
     latest: list[Experience] = []
 
     def step(number: int) -> dict:
         rng = np.random.default_rng([seed, 41, number])
         asked = [queries[i] for i in rng.choice(len(queries), settings.prompts, replace=settings.prompts > len(queries))]
         # Heard as another speaker might say it: a few hundred recordings are soon known by heart.
-        prompts = policy.prompt(asked, torch.Generator().manual_seed(seed * 1_000_003 + number))
-        rows = torch.arange(settings.prompts * settings.group)
+        mine = ranks.share(settings.prompts)
+        prompts = policy.prompt(asked, torch.Generator().manual_seed(seed * 1_000_003 + number), mine)
+        rows = torch.arange(count).view(-1, settings.group)[list(mine)].flatten()
         sampling = Sampling(settings.temperature, settings.audio_top_k)
         policy.module.eval()
         rolled = policy.rollout(
@@ -122,11 +127,10 @@ def grpo_stage(
             limit=settings.limit,
         )
         # an answer that was cut off is no answer: it gets the reward of silence
-        spoken = policy.codes(rolled.answers)
-        codes = [c if e else c[:0] for c, e in zip(spoken, rolled.ended.tolist(), strict=True)]
-        rewards = reward(asked, codes, rolled.answers.text, settings.group)
+        codes = [c if e else c[:0] for c, e in zip(policy.codes(rolled.answers), rolled.ended.tolist(), strict=True)]
+        rewards = reward([asked[i] for i in mine], codes, rolled.answers.text, settings.group)
         answers = rolled.answers
-        advantages = group_advantages(rewards.view(settings.prompts, settings.group), settings.advantage_epsilon).flatten()
+        advantages = group_advantages(rewards.view(-1, settings.group), settings.advantage_epsilon).flatten()
         advantages = advantages.to(answers.text.device)
         with torch.no_grad(), precision(settings.train), adapter.off() if adapter else nullcontext():
             ref_text, ref_audio = stream_logprobs(warm, prompts, answers, sampling)
@@ -138,21 +142,28 @@ def grpo_stage(
         audio_loss, audio_watch = stream_loss(
             audio.logprobs, rolled.audio_logprobs, ref_audio.logprobs, answers.audio_free, advantages, settings.clip, settings.kl
         )
-        (settings.text_weight * text_loss + audio_loss).backward()
-        latest[:] = [Experience(asked, rolled, spoken, rewards)]
+        # losses are means over this rank's answers, and the gradient of weights in parts is the mean over ranks
+        part = len(rows) / count
+        ((settings.text_weight * text_loss + audio_loss) * (part * ranks.size)).backward()
+        everyone, rewards = policy.gather(rolled, rows, count, ranks), ranks.join(rewards, rows, count)
+        spoken = policy.codes(everyone.answers)
+        latest[:] = [Experience(asked, everyone, spoken, rewards)]
+        means = {f"{name}_text": value for name, value in text_watch.items()} | {
+            f"{name}_audio": value for name, value in audio_watch.items()
+        }
+        entropies = ranks.total(float(text.entropy.detach().sum()), float(audio.entropy.detach().sum()))
         return {
-            **_watch(rewards.view(settings.prompts, settings.group), rolled, spoken),
-            **{f"{name}_text": float(value) for name, value in text_watch.items()},
-            **{f"{name}_audio": float(value) for name, value in audio_watch.items()},
-            "entropy_text": float(text.entropy.detach().sum() / answers.text_free.sum()),
-            "entropy_audio": float(audio.entropy.detach().sum() / answers.audio_free.sum()),
+            **_watch(rewards.view(settings.prompts, settings.group), everyone, spoken),
+            **dict(zip(means, ranks.total(*(float(value) * part for value in means.values())), strict=True)),
+            "entropy_text": entropies[0] / int(everyone.answers.text_free.sum()),
+            "entropy_audio": entropies[1] / int(everyone.answers.audio_free.sum()),
         }
 
     def applied(number: int, metrics: dict) -> None:
         if after:
             after(number, metrics, latest[0])
 
-    return Stage(folder, {"policy": adapter or policy.module}, settings.train, step, applied)
+    return Stage(folder, {"policy": adapter or policy.module}, settings.train, step, applied, ranks)
 
 
 def _watch(rewards: Tensor, rolled: Rollouts, codes: Sequence[np.ndarray]) -> dict:

@@ -10,6 +10,7 @@ from torch import Tensor
 from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.backends import assemble_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.pipeline import Judge
@@ -18,7 +19,7 @@ from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import Adapter
 from paras2s_cli.recipe.schema import CheckpointBase, OmniBase
 from paras2s_cli.train.adapters import make_adapter, publish_trained
-from paras2s_cli.train.align import Run
+from paras2s_cli.train.align import Run, lay_in_parts
 from paras2s_cli.train.distill import hear_queries
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.loop import train
@@ -53,16 +54,17 @@ def align_judged(run: Run, speaker: Speaker, warm: Policy, adapter: Adapter | No
 
     def after(number: int, metrics: dict, experience: Experience) -> None:
         codes = experience.codes[0]
-        if (number + 1) % recipe.grpo.judge_every == 0 and len(codes):
+        if run.ranks.first and (number + 1) % recipe.grpo.judge_every == 0 and len(codes):
             (out / "samples").mkdir(exist_ok=True)
             name = f"step-{number + 1:06d}.{experience.queries[0].id}.wav"
             write_wav(out / "samples" / name, speaker.speak([codes], 0)[0])
 
     judge = run.judge
     if recipe.judged_by is not None:
-        judge = assemble_judge(recipe.judged_by, run.say, load_scorer(recipe.judged_by, run.say, Asking()))
+        with run.ranks.in_turn():
+            judge = assemble_judge(recipe.judged_by, run.say, load_scorer(recipe.judged_by, run.say, Asking()))
     reward = JudgedSound(speaker, judge)
-    stage = grpo_stage(out, recipe.grpo, recipe.seed, speaker, warm, run.world.queries("train"), reward, after, adapter)
+    stage = grpo_stage(out, recipe.grpo, recipe.seed, speaker, warm, run.world.queries("train"), reward, after, adapter, run.ranks)
     train(stage, run.watch("grpo"), run.say)
 
 
@@ -74,21 +76,34 @@ def has_voice(base: object) -> bool:
 
 def align_kimi(run: Run) -> None:
     """SFT and GRPO of a checkpoint of Kimi-Audio, into `out/grpo/model`."""
-    recipe, folder = run.recipe, run.out / "grpo" / "model"
+    recipe, settings, ranks, folder = run.recipe, run.recipe.grpo, run.ranks, run.out / "grpo" / "model"
     if is_complete(folder):
         return
-    warm, tokenizer = warm_up(recipe.sft.model_copy(update={"seed": recipe.seed}), run.world, run.out / "sft", run.say, run.watch)
-    run.say(f"aligning by GRPO for {recipe.grpo.train.steps} steps: {folder} is not there")
+    warmed = recipe.sft.model_copy(update={"seed": recipe.seed})
+    warm, tokenizer = warm_up(warmed, run.world, run.out / "sft", run.say, run.watch, ranks)
+    run.say(f"aligning by GRPO for {settings.train.steps} steps: {folder} is not there")
     warm.eval().requires_grad_(False)
-    model = warm if recipe.grpo.lora is not None else load_model(run.out / "sft" / "model")[0]
-    adapter = make_adapter(model, recipe.grpo.lora, recipe.seed)
-    align_judged(run, KimiPolicy(model, tokenizer), NativePolicy(warm), adapter)
-    publish_trained(folder, model, tokenizer, adapter, recipe.grpo.lora)
+    model = warm if settings.lora is not None else load_model(run.out / "sft" / "model")[0]
+    model.checkpoint_blocks(settings.checkpointing)
+    adapter = make_adapter(model, settings.lora, recipe.seed)
+    mirror, shards = lay_in_parts(model, warm, settings.train, ranks)
+    align_judged(run, KimiPolicy(model, tokenizer, mirror), NativePolicy(warm), adapter)
+    if shards:
+        shards.gather()
+    with ranks.in_turn():
+        if ranks.first:
+            publish_trained(folder, model, tokenizer, adapter, settings.lora)
 
 
 def align_omni(run: Run, base: OmniBase) -> None:
-    """SFT where there is something to teach, then GRPO of the part that is to learn, into `out/grpo/model`."""
+    """SFT where there is something to teach, then GRPO of the part that is to learn, into `out/grpo/model`.
+
+    Raises:
+        UsageError: several processes are to share it.
+    """
     recipe, folder = run.recipe, run.out / "grpo" / "model"
+    if run.ranks.size > 1:
+        raise UsageError("Qwen2.5-Omni is aligned in one process: start it without torchrun")
     if is_complete(folder):
         return
     warm, _ = warm_omni(recipe.sft.model_copy(update={"seed": recipe.seed}), base, run.world, run.out / "sft", run.say, run.watch)

@@ -23,7 +23,9 @@ from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.omni import QWEN_OMNI, rollout_omni
 from paras2s_cli.rollout.sampling import KIMI_AUDIO, Sampling
 from paras2s_cli.train.prompts import prompts_of
+from paras2s_cli.train.ranks import Ranks
 from paras2s_cli.train.scoring import Scores, cross_entropy, score, score_logits
+from paras2s_cli.train.shards import Mirror
 
 
 class Policy(Protocol):
@@ -34,8 +36,9 @@ class Policy(Protocol):
         """What is trained and kept in checkpoints."""
         ...
 
-    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None) -> Any:
-        """Prompts of recorded queries. generator: varies what is heard, where the model has a way to."""
+    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None, rows: Sequence[int] | None = None) -> Any:
+        """Prompts of recorded queries. generator: varies what is heard, where the model has a way to. rows: of these queries only, each
+        varied as it is among all."""
         ...
 
     def rollout(self, prompts: Any, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
@@ -54,14 +57,9 @@ class Policy(Protocol):
         """The audio codes of each answer, int64, without what only ends them."""
         ...
 
-
-def _losses(model: SpeechLM, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor]:
-    words, codes = answers.text_free, answers.audio_free
-    text, audio = answer_hidden(model, prompts, answers)
-    return (
-        cross_entropy(text[words], model.text_head, answers.text[words]),
-        cross_entropy(audio[codes], model.audio_head, model.audio_column(answers.audio[codes])),
-    )
+    def gather(self, rolled: Rollouts, rows: Tensor, count: int, ranks: Ranks) -> Rollouts:
+        """All ranks' answers, `count` of them; those that were rolled out here are of these numbers [n] int64."""
+        ...
 
 
 class Speaker(Policy, Protocol):
@@ -80,25 +78,25 @@ class Speaker(Policy, Protocol):
 
 
 class NativePolicy:
-    """The speech LM. What it hears is varied by its generator as another speaker might say it."""
+    """The speech LM. What it hears is varied by its generator as another speaker might say it.
 
-    def __init__(self, model: SpeechLM) -> None:
-        self.module = model
+    Args:
+        mirror: of a model whose weights lie in parts; it rolls out.
+    """
 
-    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None) -> Streams:
-        return prompts_of(self.module, queries, generator)
+    def __init__(self, model: SpeechLM, mirror: Mirror | None = None) -> None:
+        self.module, self.mirror = model, mirror
+
+    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None, rows: Sequence[int] | None = None) -> Streams:
+        return prompts_of(self.module, queries, generator, rows=rows).to(self.module.audio_ids.device)
 
     def rollout(self, prompts: Streams, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
-        return rollout(self.module, prompts, group=group, sampling=sampling, seed=seed, row_ids=row_ids, limit=limit)
+        model = self.mirror.of(self.module) if self.mirror else self.module
+        return rollout(model, prompts, group=group, sampling=sampling, seed=seed, row_ids=row_ids, limit=limit)
 
     def scores(self, prompts: Streams, answers: Answers, sampling: Sampling) -> tuple[Scores, Scores]:
-        model, words, codes = self.module, answers.text_free, answers.audio_free
-        text, audio = answer_hidden(model, prompts, answers)
-        columns = model.audio_column(answers.audio[codes])
-        return (
-            score(text[words], model.text_head, answers.text[words], sampling.text),
-            score(audio[codes], model.audio_head, columns, sampling.audio),
-        )
+        found: tuple[Scores, Scores] = self.module(_scores, prompts, answers, sampling)
+        return found
 
     def losses(self, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor]:
         device = self.module.audio_ids.device
@@ -108,14 +106,47 @@ class NativePolicy:
     def codes(self, answers: Answers) -> list[np.ndarray]:
         return codes_of(answers, self.module.config)
 
+    def gather(self, rolled: Rollouts, rows: Tensor, count: int, ranks: Ranks) -> Rollouts:
+        answers, blank = rolled.answers, self.module.specials.blank
+        return Rollouts(
+            Answers(
+                ranks.join(answers.audio, rows, count, blank),
+                ranks.join(answers.text, rows, count, blank),
+                ranks.join(answers.audio_free, rows, count),
+                ranks.join(answers.text_free, rows, count),
+            ),
+            ranks.join(rolled.text_logprobs, rows, count),
+            ranks.join(rolled.audio_logprobs, rows, count),
+            ranks.join(rolled.ended, rows, count),
+        )
+
+
+def _scores(model: SpeechLM, prompts: Streams, answers: Answers, sampling: Sampling) -> tuple[Scores, Scores]:
+    words, codes = answers.text_free, answers.audio_free
+    text, audio = answer_hidden(model, prompts, answers)
+    columns = model.audio_column(answers.audio[codes])
+    return (
+        score(text[words], model.text_head, answers.text[words], sampling.text),
+        score(audio[codes], model.audio_head, columns, sampling.audio),
+    )
+
+
+def _losses(model: SpeechLM, prompts: Streams, answers: Answers) -> tuple[Tensor, Tensor]:
+    words, codes = answers.text_free, answers.audio_free
+    text, audio = answer_hidden(model, prompts, answers)
+    return (
+        cross_entropy(text[words], model.text_head, answers.text[words]),
+        cross_entropy(audio[codes], model.audio_head, model.audio_column(answers.audio[codes])),
+    )
+
 
 class KimiPolicy(NativePolicy):
     """Kimi-Audio, with the voice of the folder that its Whisper is in."""
 
     usual = KIMI_AUDIO
 
-    def __init__(self, model: SpeechLM, tokenizer: TextTokenizer) -> None:
-        super().__init__(model)
+    def __init__(self, model: SpeechLM, tokenizer: TextTokenizer, mirror: Mirror | None = None) -> None:
+        super().__init__(model, mirror)
         self.tokenizer = tokenizer
 
     @cached_property
@@ -144,8 +175,8 @@ class OmniPolicy:
         self.omni = omni
         self.module = nn.ModuleList(omni.learn(part))
 
-    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None) -> OmniPrompts:
-        return self.omni.prompt([read_audio(q.path) for q in queries])
+    def prompt(self, queries: Sequence[Spoken], generator: torch.Generator | None = None, rows: Sequence[int] | None = None) -> OmniPrompts:
+        return self.omni.prompt([read_audio(queries[i].path) for i in (range(len(queries)) if rows is None else rows)])
 
     def rollout(self, prompts: OmniPrompts, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
         return rollout_omni(self.omni, prompts, group=group, sampling=sampling, seed=seed, row_ids=row_ids, limit=limit)
@@ -164,6 +195,10 @@ class OmniPolicy:
 
     def codes(self, answers: Answers) -> list[np.ndarray]:
         return self.omni.codes_of(answers)
+
+    def gather(self, rolled: Rollouts, rows: Tensor, count: int, ranks: Ranks) -> Rollouts:
+        assert ranks.size == 1, "its weights are not laid in parts"
+        return rolled
 
     def speak(self, codes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         waves = self.omni.speak(codes, [seed * 1_000_003 + row for row in range(len(codes))])

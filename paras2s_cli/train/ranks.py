@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from paras2s_cli.data.cache import publish_folder
 from paras2s_cli.errors import UsageError
@@ -41,6 +42,30 @@ class Ranks:
         summed = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(summed)
         return summed.tolist()
+
+    def join(self, tensor: Tensor, rows: Tensor, count: int, fill: int = 0) -> Tensor:
+        """All ranks' rows, [count] or [count, widest].
+
+        Args:
+            tensor: [n] or [n, width], this rank's. rows: [n] int64, their numbers. fill: what rows narrower than the widest end with.
+        """
+        if self.size == 1:
+            return tensor
+        there = torch.zeros(2, dtype=torch.int64)
+        if tensor.dim() > 1:
+            there[0] = tensor.shape[1]
+            dist.all_reduce(there, dist.ReduceOp.MAX)
+        whole = torch.zeros(count, *there[: tensor.dim() - 1].tolist(), dtype=torch.uint8 if tensor.dtype == torch.bool else tensor.dtype)
+        part = tensor.cpu().to(whole.dtype) - fill
+        whole[rows if tensor.dim() == 1 else (rows[:, None], torch.arange(tensor.shape[1]))] = part
+        dist.all_reduce(whole)
+        return (whole + fill).to(tensor.device, tensor.dtype)
+
+    def spread(self, module: nn.Module) -> None:
+        """Gives all ranks rank 0's state of a module that each has whole."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
 
     def meet(self) -> None:
         """Waits until all ranks are here."""
@@ -102,7 +127,7 @@ def joined() -> Iterator[Ranks]:
         yield ALONE
         return
     if missing := [name for name in _TOLD_BY_TORCHRUN if name not in os.environ]:
-        raise UsageError(f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set: start with torchrun, or unset WORLD_SIZE")
+        raise UsageError(f"WORLD_SIZE is {world_size()}, but there is no {', '.join(missing)}: start with torchrun, or unset WORLD_SIZE")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ class Shards:
             for weight in part.parameters():
                 if weight.requires_grad and not isinstance(weight, DTensor):
                     weight.data = weight.data.float()
-            fully_shard(part, mesh=mesh, mp_policy=policy)
+            trained = any(weight.requires_grad for weight in part.parameters())
+            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=None if trained else True)
 
     def gather(self) -> None:
         """Makes the weights whole on rank 0, in the host's memory and the dtypes that they came in, and leaves none elsewhere.
@@ -50,6 +52,25 @@ class Shards:
             kept = whole.to("cpu", self.dtypes[name]) if self.ranks.first else torch.empty(0)
             path, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, nn.Parameter(kept))
+
+
+class Mirror:
+    """A whole copy of a speech LM on every rank, made before its weights lie in parts: for the decode engine, whose steps are not as many
+    on each rank. It takes the memory of one model in the dtypes of its files; what is trained is gathered tensor by tensor."""
+
+    def __init__(self, model: SpeechLM) -> None:
+        kept = {id(part): part for part in (model.hearing, model.layout)}
+        self.copy = deepcopy(model, kept).eval().requires_grad_(False)
+        if torch.cuda.is_available():
+            self.copy.cuda()
+
+    @torch.no_grad()
+    def of(self, model: SpeechLM) -> SpeechLM:
+        """The copy, brought up to date."""
+        for name, weight in model.named_parameters():
+            if weight.requires_grad and isinstance(weight, DTensor):
+                self.copy.get_parameter(name).copy_(weight.full_tensor())
+        return self.copy
 
 
 def own_part(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import BaseRecipe, OmniBase, PolytoneRecipe, SftRecipe
+from paras2s_cli.recipe.schema import BaseRecipe, OmniBase, PolytoneRecipe, SftRecipe, Train
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.base import load_base
 from paras2s_cli.train.hearing import hearing
@@ -34,7 +34,9 @@ def run_supervised(
         UsageError: the recipe cannot be trained by several ranks.
     """
     if ranks.size > 1:
-        _check_together(recipe)
+        if not isinstance(recipe, SftRecipe):
+            raise UsageError(f"{recipe.kind} is trained in one process: start it without torchrun")
+        check_together(recipe.train, "train")
     if isinstance(recipe, SftRecipe) and recipe.lora is not None:
         check_peft()
     torch.set_num_threads(threads_here(threads_of(recipe.threads)))
@@ -59,11 +61,12 @@ def run_supervised(
     return losses(model, tokenizer, world, recipe.seed) if ranks.first else {}
 
 
-def _check_together(recipe: SftRecipe | BaseRecipe | PolytoneRecipe) -> None:
-    if not isinstance(recipe, SftRecipe):
-        raise UsageError(f"{recipe.kind} is trained in one process: start it without torchrun")
-    if recipe.train.optimizer == "muon":
-        raise UsageError("train.optimizer: muon turns whole matrices, of which torchrun's processes hold parts: take adamw, or one process")
+def check_together(settings: Train, key: str) -> None:
+    """Raises UsageError for a stage that several ranks cannot train."""
+    if settings.optimizer == "muon":
+        raise UsageError(
+            f"{key}.optimizer: muon turns whole matrices, of which torchrun's processes hold parts: take adamw, or one process"
+        )
 
 
 def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf, ranks: Ranks = ALONE) -> tuple[SpeechLM, TextTokenizer]:

@@ -28,22 +28,25 @@ from paras2s_cli.train.judged import align_kimi, align_omni, has_voice
 from paras2s_cli.train.loop import Say, Watch, WatchOf
 from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.omni import load_omni
+from paras2s_cli.train.ranks import ALONE, Ranks
 
 
-def align_and_measure(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, *, measure: bool = True) -> Summary | None:
-    """Aligns, then benches base, SFT, aligned model, cascade and topline.
+def align_and_measure(
+    recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, *, measure: bool = True, ranks: Ranks = ALONE
+) -> Summary | None:
+    """Aligns, then benches base, SFT, aligned model, cascade and topline, on rank 0.
 
     Raises:
         UsageError, Paras2sError: see the stages.
     """
-    run = prepare(recipe, out, say, watch)
+    run = prepare(recipe, out, say, watch, ranks)
     if isinstance(recipe.sft.base, OmniBase):
         align_omni(run, recipe.sft.base)
     elif has_voice(recipe.sft.base):
         align_kimi(run)
     else:
         aligned_model(run)
-    if not measure:
+    if not (measure and ranks.first):
         return None
     settings = recipe.bench.model_copy(update={"seed": recipe.seed})
     metrics = read_metrics(out / "grpo" / "metrics.jsonl")

@@ -17,7 +17,7 @@ def align(
 ) -> None:
     """Train a reward model from the judge, then align by GRPO. Makes first what is missing, and says so.
 
-    The same command resumes a run that was interrupted.
+    The same command resumes a run that was interrupted. Under torchrun its processes share the work and the memory.
     """
     from paras2s_cli.verbs.runs import recipe_words
 
@@ -33,16 +33,18 @@ def align(
         typer.echo(dump_recipe(recipe) + plan_of(recipe, folder))
         return
     from paras2s_cli.bench.table import print_table
+    from paras2s_cli.train.ranks import joined
     from paras2s_cli.train.run_folder import open_run
     from paras2s_cli.train.whole import align_and_measure
     from paras2s_cli.verbs.progress import Show
 
-    opened = open_run(folder, dump_recipe(recipe), recipe_hash(recipe), "align")
-    show = Show()
-    if opened.resumed:
-        show.say(f"resuming the run in {folder}")
-    with show.live():
-        summary = align_and_measure(recipe, opened.path, show.say, show.watch, measure=bench)
+    with joined() as ranks:
+        show = Show(quiet=not ranks.first)
+        with ranks.in_turn():
+            if ranks.first and open_run(folder, dump_recipe(recipe), recipe_hash(recipe), "align").resumed:
+                show.say(f"resuming the run in {folder}")
+        with show.live():
+            summary = align_and_measure(recipe, folder, show.say, show.watch, measure=bench, ranks=ranks)
     if summary is not None:
         print_table(summary)
         show.say(f"to listen: {folder / 'bench' / 'report.html'}")
