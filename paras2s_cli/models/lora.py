@@ -1,6 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on a speech LM, through peft."""
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on a speech LM or a part of another model, through peft."""
 
 import json
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -22,10 +24,10 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 class Adapter(nn.Module):
-    """The adapter that was put on a speech LM, which is changed in place and used as before. Its parameters are those of both, its
+    """The adapter that was put on a model, which is changed in place and used as before. Its parameters are those of both, its
     state dict is the adapter alone, under the names that peft gives it in a file."""
 
-    def __init__(self, model: SpeechLM, adapted: Any) -> None:
+    def __init__(self, model: nn.Module, adapted: Any) -> None:
         super().__init__()
         self.model = model
         self._peft = [adapted]  # in a list: it holds the model a second time
@@ -41,6 +43,11 @@ class Adapter(nn.Module):
         with self.adapted.disable_adapter():
             yield
 
+    def thaw(self) -> None:
+        """Lets the adapter be trained, and it alone."""
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_("lora_" in name)
+
     def merge(self) -> None:
         """Adds the adapter to the model's weights, rounded to their dtype, and takes it off."""
         self.adapted.merge_and_unload()
@@ -48,7 +55,7 @@ class Adapter(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes adapter_config.json and adapter_model.safetensors, which name the folder that the model was read from."""
-        assert self.model.name_or_path, "the model was read from a folder"
+        assert getattr(self.model, "name_or_path", ""), "the model was read from a folder"
         self.adapted.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,11 +79,12 @@ def check_peft() -> None:
         raise UsageError("lora needs the package peft, which is not installed: pip install 'paras2s[lora]'")
 
 
-def add_lora(model: SpeechLM, *, r: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> Adapter:
-    """Freezes a model and puts a fresh adapter of rank r, which changes nothing yet, on products of all layers of both branches.
+def add_lora(model: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str], seed: int, within: str = "") -> Adapter:
+    """Freezes a model and puts a fresh adapter of rank r, which changes nothing yet, on products of all layers.
 
     Args:
         alpha: what it adds is scaled by alpha / r. dropout: of what it is given, while the model is in training.
+        within: the only part of the model whose layers have one, by its name.
 
     Raises:
         UsageError: peft is not installed.
@@ -84,8 +92,10 @@ def add_lora(model: SpeechLM, *, r: int, alpha: float, dropout: float, targets: 
     check_peft()
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(targets))
-    with torch.random.fork_rng(devices=[]):
+    found = rf"{re.escape(within)}\..*\.({'|'.join(sorted(targets))})" if within else sorted(targets)
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=found)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that is to go
         torch.manual_seed(seed)
         return Adapter(model, get_peft_model(model, config))
 
