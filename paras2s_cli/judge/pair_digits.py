@@ -39,6 +39,11 @@ def manner_of(tones: Tensor, ages: Tensor, sexes: Tensor) -> Tensor:
     return 2 * likelier.float() - 1
 
 
+def expected_digit(logits: Tensor) -> Tensor:
+    """The reward: the expected digit 1..5, of logits [..., 5] -> [...]."""
+    return (logits.softmax(-1) * torch.arange(1, DIGITS + 1, device=logits.device)).sum(-1)
+
+
 class PairDigits(nn.Module):
     """The last part of the reward model: the judge's rubric as a network.
 

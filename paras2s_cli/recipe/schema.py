@@ -34,8 +34,8 @@ class Recipe(RecipeBase):
     threads: int = Field(2, ge=1)
 
 
-class Lora(RecipeBase):
-    """A low-rank adapter is trained in the place of the weights. Needs the extra `lora`."""
+class LowRank(RecipeBase):
+    """A low-rank adapter (LoRA). Needs the extra `lora`."""
 
     r: int = Field(16, ge=1)
     """Its rank."""
@@ -46,7 +46,12 @@ class Lora(RecipeBase):
     targets: list[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]] = Field(
         default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
-    """The products that have one, in all layers of both branches."""
+    """The products that have one, in all layers of what answers or grades."""
+
+
+class Lora(LowRank):
+    """A low-rank adapter is trained in the place of the weights."""
+
     merge: bool = True
     """The model is saved with the adapter in its weights; false saves the adapter alone, in peft's layout."""
 
@@ -336,17 +341,38 @@ class SftRecipe(Recipe):
     evaluate_every: int = Field(10, ge=1)
 
 
+class RewardLM(LocalModel):
+    """A reward model that hears both sides: an audio language model with a low-rank adapter on its text layers."""
+
+    adapter: str = ""
+    """A folder with an adapter that its weights begin with, such as PolyTone training leaves."""
+    lora: LowRank = LowRank.model_validate({})
+    batch: int = Field(8, ge=1)
+    """Pairs at a time; a step's are added up."""
+
+
 class DistillRecipe(Recipe):
     """The reward model: what it is taught on, and how closely it must agree with the judge."""
 
     kind: Literal["distill"] = "distill"
+    audio_lm: RewardLM | None = None
+    """None: a small one that reads the audio codes, by the speech LM's own layers."""
     answers: int = Field(ge=8)
     temperature: float = Field(1.0, gt=0)
     train: Train
-    digits: Train
+    digits: Train | None = None
+    """Of the small one, which is trained in two stages."""
     held_out: int = Field(216, ge=2)
     floor: float = Field(0.8, ge=-1, le=1)
     """-1 switches it off."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "DistillRecipe":
+        if self.audio_lm is None and self.digits is None:
+            raise ValueError("name digits, or audio_lm for a reward model that hears")
+        if self.audio_lm is not None and self.digits is not None:
+            raise ValueError("digits is of the reward model that reads codes: write digits=null beside audio_lm")
+        return self
 
 
 class Grpo(RecipeBase):
@@ -413,3 +439,9 @@ class AlignRecipe(Recipe):
     reward: DistillRecipe
     grpo: Grpo
     bench: BenchRecipe
+
+    @model_validator(mode="after")
+    def _words_are_told(self) -> "AlignRecipe":
+        if self.reward.audio_lm is not None and self.grpo.agreement:
+            raise ValueError("grpo.agreement must be 0 beside reward.audio_lm, which grades what it hears and does not tell its words")
+        return self

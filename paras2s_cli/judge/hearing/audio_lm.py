@@ -15,7 +15,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing.loading import load_model
 from paras2s_cli.judge.pretrained import version_name
 from paras2s_cli.judge.stages import RATE
-from paras2s_cli.recipe.schema import AudioLM
+from paras2s_cli.recipe.schema import AudioLM, RewardLM
 
 CLASSES = {"qwen2_audio": "Qwen2AudioForConditionalGeneration", "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration"}
 SOUND = {"qwen2_audio": ("Audio {}: <|audio_bos|>", "<|audio_eos|>\n"), "qwen2_5_omni": ("<|audio_bos|>", "<|audio_eos|>")}
@@ -40,7 +40,7 @@ class Question:
 class AudioLanguageModel:
     """A model that hears one sound or more, and answers questions about them."""
 
-    def __init__(self, settings: AudioLM, key: str) -> None:
+    def __init__(self, settings: AudioLM | RewardLM, key: str) -> None:
         """Raises UsageError for a model or an adapter that cannot be loaded. `key`: the recipe's section, for messages."""
         loaded = load_model(settings, key, CLASSES)
         self._model = _with_adapter(loaded.model, settings.adapter, key) if settings.adapter else loaded.model
@@ -48,6 +48,7 @@ class AudioLanguageModel:
         self._device, self._dtype = loaded.model.device, loaded.model.dtype
         kind = "qwen2_audio" if self._model.config.model_type == "qwen2_audio" else "qwen2_5_omni"
         self._before, self._after = SOUND[kind]
+        self._one_length = kind == "qwen2_audio"  # its encoder takes features of 30 s, and of no other length
         # Logits of all the tokens of a batch would be gigabytes; only the last are read.
         self._model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][:, -1:],))
         self._asked: dict[str, tuple[list[int], list[list[int]]]] = {}
@@ -72,7 +73,11 @@ class AudioLanguageModel:
     def _inputs(self, sounds: Sequence[Sequence[np.ndarray]]) -> dict[str, Tensor]:
         """The prompts up to the end of the last sound, padded on the left, and the features of all sounds."""
         waves = [_padded(wave[:LONGEST]) for row in sounds for wave in row]
-        features = self._extractor(waves, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True, padding="max_length")
+        # A window of silence after the longest is what the five minutes of padding give that Qwen2.5-Omni's extractor makes by default.
+        hop, longest = self._extractor.hop_length, max(map(len, waves)) + self._extractor.n_fft
+        length = {} if self._one_length else {"max_length": min(-(-longest // hop) * hop, self._extractor.n_samples)}
+        options = {"sampling_rate": RATE, "return_tensors": "pt", "return_attention_mask": True, "padding": "max_length"}
+        features = self._extractor(waves, **options, **length)
         # Two convolutions, the second of which halves, and a pooling that does: see the library's processors of both families.
         counts = iter(((((frames - 1) // 2 + 1) - 2) // 2 + 1) for frames in features.attention_mask.sum(-1).tolist())
         texts = []
