@@ -20,7 +20,6 @@ from paras2s_cli.bench.table import print_table
 from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import Spoken
-from paras2s_cli.judge.reward import agreeing
 from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
@@ -42,22 +41,21 @@ GROUP = 8
 
 def best_of(run: Run, warm: SpeechLM, tokenizer: TextTokenizer) -> list[Demonstration]:
     """The best of GROUP sampled answers to each training query that GRPO's budget covers, by the reward model."""
-    reward, lessons = reward_model(run, warm)
+    reward = reward_model(run, warm, tokenizer)
     queries = run.world.queries("train")
     count = min(len(queries), run.recipe.grpo.train.steps * run.recipe.grpo.prompts)
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(run.recipe.seed)).tolist()[:count]
     asked = [queries[i] for i in order]
     rolled = answer_queries(warm, asked, sampling=Sampling(run.recipe.grpo.temperature), seed=run.recipe.seed + 99, group=GROUP)
     codes = codes_of_all(warm, rolled)
-    texts = [tokenizer.decode(row.tolist()) for r in rolled for row in r.answers.text]
+    texts = torch.cat([r.answers.text for r in rolled])
     found = []
     for i, query in enumerate(asked):
         mine = slice(i * GROUP, (i + 1) * GROUP)
-        given, spoken = reward.grade([query.features], codes[mine], GROUP)
-        rewards = agreeing(given, spoken, lessons.vocabulary.words_in(texts[mine]), run.recipe.grpo.agreement)
-        best = i * GROUP + int(rewards.argmax())
+        best = i * GROUP + int(reward.rewards([query], codes[mine], texts[mine], GROUP).argmax())
         if len(codes[best]):
-            found.append(Demonstration(query, Spoken({"id": f"sampled.{i}", "text": texts[best]}, query.path, query.features, codes[best])))
+            row = {"id": f"sampled.{i}", "text": tokenizer.decode(texts[best].tolist())}
+            found.append(Demonstration(query, Spoken(row, query.path, query.features, codes[best])))
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paras2s_cli.judge.ears import Describer, Transcriber, best_path, pad
-from paras2s_cli.judge.pair_digits import DIGITS, PairDigits, Side, manner_of
+from paras2s_cli.judge.pair_digits import PairDigits, Side, expected_digit, manner_of
 from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 
@@ -114,22 +114,14 @@ class RewardModel(nn.Module):
         there = torch.tensor([len(c) > 0 for c in codes])[:, None]
         return Side(words.sigmoid() * there, torch.where(there, tones.softmax(-1), 1 / tones.shape[1]))
 
-    def expected(self, logits: Tensor) -> Tensor:
-        """The reward: the expected digit, [..., 5] -> [...]."""
-        return (logits.softmax(-1) * torch.arange(1, DIGITS + 1, device=logits.device)).sum(-1)
-
     @torch.no_grad()
     def grade(self, tables: Sequence[np.ndarray], codes: Sequence[np.ndarray], group: int = 1) -> tuple[Tensor, Tensor]:
         """Rewards [Q * group] fp32 of answers, `group` of them to each query in turn, and probabilities [Q * group, words] of the words
         in them. An answer without codes gets 1 and has no words."""
         answers = self.answers(codes)
-        rewards = self.expected(self.digits.own(self.queries(tables).repeat(group), answers))
+        rewards = expected_digit(self.digits.own(self.queries(tables).repeat(group), answers))
         there = torch.tensor([len(c) > 0 for c in codes])
         return torch.where(there, rewards, torch.ones(())), answers.words
-
-    def reward(self, tables: Sequence[np.ndarray], codes: Sequence[np.ndarray], group: int = 1) -> Tensor:
-        """The rewards of `grade`."""
-        return self.grade(tables, codes, group)[0]
 
 
 def agreeing(rewards: Tensor, spoken: Tensor, written: Tensor, weight: float) -> Tensor:

@@ -1,28 +1,29 @@
 """ParaS2SAlign from end to end: judge, base, SFT, reward model, GRPO. What is there already is taken; what is missing is made first."""
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
-from paras2s_cli.data.worlds import Spoken, World, load_world
+from paras2s_cli.data.worlds import World, load_world
 from paras2s_cli.errors import Paras2sError, UsageError
+from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.listener import SmallListener
 from paras2s_cli.judge.pipeline import Judge
-from paras2s_cli.judge.reward import RewardModel, agreeing
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import AlignRecipe, Train
+from paras2s_cli.recipe.schema import AlignRecipe, DistillRecipe, Train
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.distill import (
-    Lessons,
+    Judged,
     agreement,
     grading_stage,
     make_lessons,
@@ -32,12 +33,14 @@ from paras2s_cli.train.distill import (
     sampled_answers,
 )
 from paras2s_cli.train.grpo import Experience, grpo_stage
-from paras2s_cli.train.loop import Say, WatchOf, bf16, train
+from paras2s_cli.train.loop import Say, Stage, WatchOf, bf16, train
 from paras2s_cli.train.monitor import Monitor
 from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.polytone import load_listener
 from paras2s_cli.train.ranks import ALONE, Ranks, threads_here
+from paras2s_cli.train.reward import CodeReward, Reward
 from paras2s_cli.train.shards import Mirror, Shards
+from paras2s_cli.train.sound_reward import SoundReward, hearing_stage
 from paras2s_cli.train.supervised import check_together, warm_up
 
 
@@ -66,7 +69,7 @@ def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, ranks: Ran
         check_together(recipe.grpo.train, "grpo.train")
         if recipe.grpo.prompts < ranks.size:
             raise UsageError(f"grpo.prompts: {recipe.grpo.prompts} a step are too few for {ranks.size} processes, which take whole groups")
-    if recipe.sft.lora is not None or recipe.grpo.lora is not None:
+    if recipe.sft.lora is not None or recipe.grpo.lora is not None or recipe.reward.audio_lm is not None:
         check_peft()
     torch.set_num_threads(threads_here(threads_of(recipe.threads)))
     count = watch("render")
@@ -88,34 +91,31 @@ def warm_model(run: Run) -> tuple[SpeechLM, TextTokenizer]:
     return model, tokenizer
 
 
-def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
+def reward_model(run: Run, warm: SpeechLM, tokenizer: TextTokenizer) -> Reward:
     """The reward model, distilled from the judge on the warm model's answers.
 
     Raises:
+        UsageError: the audio language model that the recipe names cannot be loaded.
         Paras2sError: it agrees with the judge less than the recipe's floor.
     """
-    from safetensors.torch import load_file, save_file
-
     settings = run.recipe.reward.model_copy(update={"seed": run.recipe.seed})
-    reward = make_reward_model(warm, run.listener, run.world, settings.seed)
-    lessons = make_lessons(run.judge, run.world, reward.vocabulary)
+    reward: CodeReward | SoundReward
+    if settings.audio_lm is not None:
+        reward = SoundReward(PairLM(settings.audio_lm, "reward.audio_lm", settings.seed), run.world.decode, settings.train)
+    else:
+        model = make_reward_model(warm, run.listener, run.world, settings.seed)
+        lessons = make_lessons(run.judge, run.world, model.vocabulary)
+        reward = CodeReward(model, lessons, tokenizer.decode, run.recipe.grpo.agreement, run.recipe.grpo.train)
     folder = run.out / "reward" / "model"
     if not is_complete(folder):
         run.say(f"distilling the judge into a reward model: {folder} is not there")
         rows = sampled_answers(settings, warm, run.judge, run.world, "train", settings.answers, run.say)
-        reading, grading = run.out / "reward" / "reading", run.out / "reward" / "grading"
-        for stage_folder in (reading, grading):
-            stage_folder.mkdir(parents=True, exist_ok=True)
-        reward.train()
-        train(reading_stage(reading, settings.train, settings.seed, reward, lessons, rows), run.watch("reading"), run.say)
-        reward.eval()
-        asked = [*{r.query.id: (r.query, r.asked) for r in rows}.values(), *overheard_queries(run.judge, run.world)]
-        stage = grading_stage(grading, settings.digits, settings.seed, reward, lessons, asked, rows)
-        reward.digits.train()
-        train(stage, run.watch("grading"), run.say)
-        reward.eval()
+        for stage, part in _stages_of(run, settings, reward, rows):
+            part.train()
+            train(stage, run.watch(stage.folder.name), run.say)
+            reward.module.eval()
         held = sampled_answers(settings, warm, run.judge, run.world, "validation", settings.held_out, run.say)
-        pearson = agreement(reward, held)
+        pearson = agreement(reward.rewards, held)
         run.say(f"the reward model agrees with the judge on {len(held)} held-out pairs: Pearson {pearson:.3f}")
         if settings.floor > -1 and not pearson >= settings.floor:
             raise Paras2sError(
@@ -123,10 +123,32 @@ def reward_model(run: Run, warm: SpeechLM) -> tuple[RewardModel, Lessons]:
                 "or reward.train.steps, or lower the floor"
             )
         with publish_folder(folder) as temporary:
-            save_file(reward.state_dict(), temporary / "reward.safetensors")
-            (temporary / "agreement.json").write_text(f'{{"pearson": {pearson:.6f}, "pairs": {len(held)}}}\n')
-    reward.load_state_dict(load_file(folder / "reward.safetensors"))
-    return reward.eval(), lessons
+            reward.save(temporary)
+            told = {"pearson": None if math.isnan(pearson) else round(pearson, 6), "pairs": len(held)}
+            (temporary / "agreement.json").write_text(json.dumps(told) + "\n")
+    reward.load(folder)
+    reward.module.eval()
+    return reward
+
+
+def _stages_of(
+    run: Run, settings: DistillRecipe, reward: CodeReward | SoundReward, rows: Sequence[Judged]
+) -> Iterator[tuple[Stage, nn.Module]]:
+    """The stages in which a reward model is made, one after the other, and what of it is in training mode meanwhile."""
+
+    def folder(name: str) -> Path:
+        made = run.out / "reward" / name
+        made.mkdir(parents=True, exist_ok=True)
+        return made
+
+    if isinstance(reward, SoundReward):
+        yield hearing_stage(folder("hearing"), settings.train, settings.seed, reward, rows), reward.module
+        return
+    assert settings.digits is not None, "the recipe was checked"
+    model, lessons = reward.module, reward.lessons
+    yield reading_stage(folder("reading"), settings.train, settings.seed, model, lessons, rows), model
+    asked = [*{r.query.id: (r.query, r.asked) for r in rows}.values(), *overheard_queries(run.judge, run.world)]
+    yield grading_stage(folder("grading"), settings.digits, settings.seed, model, lessons, asked, rows), model.digits
 
 
 def lay_in_parts(policy: SpeechLM, warm: SpeechLM, settings: Train, ranks: Ranks) -> tuple[Mirror | None, Shards | None]:
@@ -147,9 +169,9 @@ def aligned_model(run: Run) -> SpeechLM:
     warm, tokenizer = warm_model(run)
     ranks = run.ranks
     with ranks.in_turn():
-        reward, lessons = reward_model(run, warm)
+        reward = reward_model(run, warm, tokenizer)
     run.say(f"aligning by GRPO for {run.recipe.grpo.train.steps} steps: {folder} is not there")
-    for model in (warm, reward):
+    for model in (warm, reward.module):
         model.eval().requires_grad_(False)
     settings = run.recipe.grpo
     policy = warm if settings.lora is not None else load_model(run.out / "sft" / "model")[0]
@@ -159,18 +181,13 @@ def aligned_model(run: Run) -> SpeechLM:
     mirror, shards = lay_in_parts(policy, warm, settings.train, ranks)
     monitor = None
     if ranks.first:
-        monitor = Monitor(run.out / "grpo", settings, run.recipe.seed, run.judge, run.world, reward, lessons, tokenizer)
+        monitor = Monitor(run.out / "grpo", settings, run.recipe.seed, run.judge, run.world, reward, tokenizer)
 
     def after(number: int, metrics: dict, experience: Experience) -> None:
         if monitor:
             monitor.after(number, metrics, experience)
         if ranks.total(metrics.get("refitted", 0))[0]:
-            ranks.spread(reward)
-
-    def rewards(queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
-        given, spoken = reward.grade([q.features for q in queries], codes, group)
-        written = lessons.vocabulary.words_in([tokenizer.decode(row.tolist()) for row in texts])
-        return agreeing(given, spoken, written, settings.agreement)
+            ranks.spread(reward.module)
 
     stage = grpo_stage(
         run.out / "grpo",
@@ -179,12 +196,12 @@ def aligned_model(run: Run) -> SpeechLM:
         NativePolicy(policy, mirror),
         NativePolicy(warm),
         run.world.queries("train"),
-        rewards,
+        reward.rewards,
         after,
         adapter,
         ranks,
     )
-    stage.modules = {**stage.modules, "reward": reward}
+    stage.modules = {**stage.modules, "reward": reward.module}
     train(stage, run.watch("grpo"), run.say)
     if shards:
         shards.gather()

@@ -227,10 +227,10 @@ def overheard_queries(judge: Judge, world: World) -> list[tuple[Spoken, Utteranc
     return list(zip(spoken, hear_queries(judge, spoken), strict=True))
 
 
-def agreement(reward: RewardModel, rows: Sequence[Judged]) -> float:
-    """Pearson correlation of reward and judge on own pairs; NaN when either does not vary."""
+def agreement(rewards: Callable[[Sequence[Spoken], Sequence[np.ndarray]], Tensor], rows: Sequence[Judged]) -> float:
+    """Pearson correlation of rewards of sound and judge on own pairs; NaN when either does not vary."""
     scored = [r for r in rows if r.score is not None]
-    given = reward.reward([r.query.features for r in scored], [r.codes for r in scored]).numpy()
+    given = rewards([r.query for r in scored], [r.codes for r in scored]).numpy()
     judged = np.array([r.score for r in scored], dtype=np.float64)
     if len(scored) < 2 or given.std() == 0 or judged.std() == 0:
         return float("nan")

@@ -9,13 +9,13 @@ from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.worlds import World
 from paras2s_cli.judge.ears import spell
 from paras2s_cli.judge.pipeline import Judge
-from paras2s_cli.judge.reward import RewardModel
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import Grpo
-from paras2s_cli.train.distill import Judged, Lessons, agreement, digits_loss, judge_answers, reading_loss
+from paras2s_cli.train.distill import Judged, agreement, judge_answers
 from paras2s_cli.train.grpo import Experience
-from paras2s_cli.train.loop import precision, resumed_from
+from paras2s_cli.train.loop import resumed_from
 from paras2s_cli.train.metrics import MetricsLog, read_metrics
+from paras2s_cli.train.reward import Reward
 
 _KEPT = 512
 """Judged answers that a refit learns from."""
@@ -35,12 +35,11 @@ class Monitor:
         seed: int,
         judge: Judge,
         world: World,
-        reward: RewardModel,
-        lessons: Lessons,
+        reward: Reward,
         tokenizer: TextTokenizer,
     ) -> None:
         self.folder, self.settings, self.seed = folder, settings, seed
-        self.judge, self.world, self.reward, self.lessons, self.tokenizer = judge, world, reward, lessons, tokenizer
+        self.judge, self.world, self.reward, self.tokenizer = judge, world, reward, tokenizer
         self.judged: list[Judged] = []
         done = resumed_from(folder)
         self.seen = MetricsLog(folder / "judged.jsonl", done)
@@ -74,7 +73,7 @@ class Monitor:
             wave = self.world.decode([rows[0].codes])[0]
             (self.folder / "samples").mkdir(exist_ok=True)
             write_wav(self.folder / "samples" / f"step-{step + 1:06d}.{rows[0].query.id}.wav", wave)
-        metrics["judge_pearson"] = agreement(self.reward, self.judged[-_WINDOW:])
+        metrics["judge_pearson"] = agreement(self.reward.rewards, self.judged[-_WINDOW:])
         if len(self.judged) >= _ENOUGH and metrics["judge_pearson"] < self.settings.refit_below:
             metrics["refitted"] = self.refit(step)
 
@@ -89,23 +88,16 @@ class Monitor:
 
     def refit(self, step: int) -> int:
         """Teaches the reward model the judged answers of late; returns the steps it took."""
-        self.reward.train().thaw()
-        taught = [p for p in self.reward.parameters() if p.requires_grad]
+        self.reward.module.train()
+        self.reward.thaw()
+        taught = [p for p in self.reward.module.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(taught, lr=2e-4, weight_decay=0.01)
         for turn in range(self.settings.refit_steps):
             rng = np.random.default_rng([self.seed, 43, step, turn])
             rows = [self.judged[i] for i in rng.choice(len(self.judged), min(48, len(self.judged)), replace=False)]
-            torch.manual_seed(step * 1009 + turn)
-            with precision(self.settings.train):
-                loss = reading_loss(self.reward, self.lessons, rows)
-            target = self.lessons.digits([r.asked for r in rows], [r.said for r in rows])
-            with torch.no_grad():
-                queries, answers = self.reward.queries([r.query.features for r in rows]), self.reward.answers([r.codes for r in rows])
-            generator = torch.Generator().manual_seed(step * 1009 + turn)
-            loss = loss + digits_loss(self.reward, self.lessons, queries, answers, target, generator)
-            loss.backward()
+            self.reward.teach(rows, step * 1009 + turn)
             torch.nn.utils.clip_grad_norm_(taught, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        self.reward.eval().requires_grad_(False)
+        self.reward.module.eval().requires_grad_(False)
         return self.settings.refit_steps

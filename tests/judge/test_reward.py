@@ -33,22 +33,17 @@ def spoken(lengths: list[int]) -> list[np.ndarray]:
 @torch.no_grad()
 def test_a_pair_alone_and_in_a_batch_of_mixed_lengths(reward: RewardModel) -> None:
     queries, answers = tables([40, 17, 64]), spoken([5, 21, 9])
-    together = reward.reward(queries, answers)
+    together = reward.grade(queries, answers)[0]
     assert together.unique().numel() == 3 and bool(((together > 1) & (together < 5)).all())
     for i in range(3):
-        torch.testing.assert_close(reward.reward(queries[i : i + 1], answers[i : i + 1])[0], together[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(reward.grade(queries[i : i + 1], answers[i : i + 1])[0][0], together[i], atol=1e-5, rtol=0)
 
 
 def test_a_group_is_its_query_with_each_of_its_answers(reward: RewardModel) -> None:
     queries, answers = tables([40, 17]), spoken([5, 21, 9, 12])
-    grouped = reward.reward(queries, answers, group=2)
-    one_by_one = reward.reward([queries[0], queries[0], queries[1], queries[1]], answers)
+    grouped = reward.grade(queries, answers, group=2)[0]
+    one_by_one = reward.grade([queries[0], queries[0], queries[1], queries[1]], answers)[0]
     torch.testing.assert_close(grouped, one_by_one, atol=1e-5, rtol=0)
-
-
-def test_an_answer_without_codes_gets_1(reward: RewardModel) -> None:
-    rewards = reward.reward(tables([40, 17]), [spoken([5])[0], np.zeros(0, np.int64)])
-    assert rewards[1] == 1 and rewards[0] > 1
 
 
 @torch.no_grad()
@@ -111,6 +106,6 @@ def test_what_is_said_counts_as_far_as_it_is_written() -> None:
 
 
 @torch.no_grad()
-def test_an_answer_without_codes_has_no_words(reward: RewardModel) -> None:
+def test_an_answer_without_codes_gets_1_and_has_no_words(reward: RewardModel) -> None:
     given, words = reward.grade(tables([40, 17]), [spoken([5])[0], np.zeros(0, np.int64)])
-    assert given[1] == 1 and not words[1].any() and bool((words[0] > 0).all())
+    assert given[1] == 1 < given[0] and not words[1].any() and bool((words[0] > 0).all())

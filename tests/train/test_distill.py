@@ -14,7 +14,7 @@ from paras2s_cli.audio.features import SIZE
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.judge.ears import Describer, Transcriber
 from paras2s_cli.judge.pair_digits import Side
-from paras2s_cli.judge.reward import RewardModel
+from paras2s_cli.judge.reward import RewardModel, agreeing
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.small import new_model, word_tokenizer
@@ -23,6 +23,7 @@ from paras2s_cli.recipe.schema import Train
 from paras2s_cli.train.distill import Judged, Lessons, agreement, digits_loss, grading_stage, reading_loss, reading_stage, vocabulary_of
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics
+from paras2s_cli.train.reward import CodeReward
 
 TONES = ["calm", "cheerful", "gentle"]
 
@@ -137,8 +138,37 @@ def test_both_stages_teach_their_own_part_alone(lessons: Lessons, tmp_path: Path
 
 def test_agreement_is_pearsons_over_what_has_a_score(lessons: Lessons) -> None:
     reward, some = made(lessons), rows(6)
-    given = reward.reward([r.query.features for r in some], [r.codes for r in some]).double().numpy()
+    judge = CodeReward(reward, lessons, lambda ids: "", 1.0, Train(steps=1, lr=1e-3))
+    given = judge.rewards([r.query for r in some], [r.codes for r in some]).double().numpy()
     wanted = np.corrcoef(given, [r.score for r in some])[0, 1]
     unscored = Judged(some[0].query, some[0].codes, some[0].asked, some[0].said, None)
-    assert agreement(reward, [*some, unscored]) == pytest.approx(wanted, abs=1e-5)
-    assert np.isnan(agreement(reward, [some[0], some[0]])) and np.isnan(agreement(reward, some[:1]))
+    assert agreement(judge.rewards, [*some, unscored]) == pytest.approx(wanted, abs=1e-5)
+    assert np.isnan(agreement(judge.rewards, [some[0], some[0]])) and np.isnan(agreement(judge.rewards, some[:1]))
+
+
+def test_a_lesson_adds_what_is_read_and_what_is_graded(lessons: Lessons) -> None:
+    reward, some = made(lessons), rows(6)
+    taught = CodeReward(reward, lessons, lambda ids: "", 1.0, Train(steps=1, lr=1e-3, precision="fp32")).teach(some, 3)
+    found = {n: p.grad.clone() for n, p in reward.named_parameters() if p.grad is not None}
+    reward.zero_grad()
+    target = lessons.digits([r.asked for r in some], [r.said for r in some])
+    queries, answers = reward.queries([r.query.features for r in some]), reward.answers([r.codes for r in some])
+    answers = Side(answers.words.detach(), answers.manner.detach())
+    graded = digits_loss(reward, lessons, queries, answers, target, torch.Generator().manual_seed(3))
+    loss = reading_loss(reward, lessons, some) + graded
+    loss.backward()
+    assert taught == pytest.approx(loss.item())
+    for name, weight in reward.named_parameters():
+        assert (weight.grad is None) == (name not in found)
+        if weight.grad is not None:
+            torch.testing.assert_close(found[name], weight.grad)
+
+
+def test_a_reward_holds_sound_against_text_where_it_is_given(lessons: Lessons) -> None:
+    some = rows(4)
+    asked, codes, texts = [some[0].query, some[1].query], [r.codes for r in some], torch.tensor([[1], [1], [2], [2]])
+    judge = CodeReward(made(lessons), lessons, lambda ids: "lake" if ids == [1] else "no", 0.5, Train(steps=1, lr=1e-3))
+    given, spoken = judge.module.grade([q.features for q in asked], codes, 2)
+    assert torch.equal(judge.rewards(asked, codes, None, 2), given)
+    written = lessons.vocabulary.words_in(["lake", "lake", "no", "no"])
+    assert written[0].any() and torch.equal(judge.rewards(asked, codes, texts, 2), agreeing(given, spoken, written, 0.5))

@@ -25,12 +25,12 @@ GROUP = 4
 SAID = Utterance(Heard("yes", True), Toned({}, {}, {}), "calm")
 
 
-class Reward(torch.nn.Module):
+class FirstCode:
     """Gives an answer its first code, with a sign."""
 
     sign = 1.0
 
-    def reward(self, tables: Sequence[np.ndarray], codes: Sequence[np.ndarray], group: int = 1) -> torch.Tensor:
+    def rewards(self, queries: Sequence[Spoken], codes: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.tensor([self.sign * float(c[0]) for c in codes])
 
 
@@ -50,7 +50,7 @@ def watched(silent_world: PocketWorld, monkeypatch: pytest.MonkeyPatch, tmp_path
 def made(world: PocketWorld, folder: Path) -> Monitor:
     settings = Grpo(train=Train(steps=100, lr=1e-3), prompts=8, group=GROUP, judge_every=2, judge_answers=16, refit_below=0.75)
     tokenizer = SimpleNamespace(decode=lambda ids: "Yes.")
-    return Monitor(folder, settings, 1, None, world, Reward(), None, tokenizer)  # type: ignore[arg-type]
+    return Monitor(folder, settings, 1, None, world, FirstCode(), tokenizer)  # type: ignore[arg-type]
 
 
 def experience(world: PocketWorld, step: int) -> Experience:
@@ -79,7 +79,7 @@ def test_only_every_so_many_steps_are_judged(watched: Monitor, silent_world: Poc
 
 
 def test_a_reward_model_that_has_drifted_is_taught_again_once_that_is_sure(watched: Monitor, silent_world: PocketWorld) -> None:
-    watched.reward.sign = -1.0  # type: ignore[assignment]
+    watched.reward.sign = -1.0  # type: ignore[attr-defined]
     refitted = []
     for step in range(1, 12, 2):
         metrics: dict = {}

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "judge" / "support"
 sys.path.insert(0, str(SUPPORT))
 
-from stand_in_judge import ALIEN, MAKER, make_pairs, rows_of
+from stand_in_judge import ALIEN, MAKER, make_pairs, rows_of  # noqa: E402
 
 COUNT = 20
 
