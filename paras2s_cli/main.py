@@ -29,6 +29,7 @@ VERBS = {
     "doctor": ("paras2s_cli.verbs.doctor:doctor", "Say what this machine can run, and why not."),
 }
 RESUMABLE = ("judge", "bench", "sft", "align")
+TOGETHER = ("sft", "align")  # what the processes of torchrun do together
 
 # What goes wrong with disks and rights: the user can mend it, so it is a sentence and not a traceback.
 DISK_TROUBLE = {
@@ -59,6 +60,8 @@ class LazyGroup(TyperGroup):
             near = get_close_matches(args[0], VERBS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(VERBS)}"
             raise UsageError(f"no verb is called '{args[0]}': {hint}")
+        if args and args[0] in VERBS and args[0] not in TOGETHER and _rank() is not None:
+            raise UsageError(f"{args[0]} runs in one process: start it without torchrun")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -169,9 +172,14 @@ def _traceback_if_debugging() -> None:
         traceback.print_exc()
 
 
+def _rank() -> str | None:
+    """Which one of several processes this is, if torchrun has started several."""
+    return os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+
+
 def say(sentence: str) -> None:
     """One message to the user, on stderr."""
-    print(f"paras2s: {sentence}", file=sys.stderr)
+    print(f"paras2s{f' (rank {_rank()})' if _rank() else ''}: {sentence}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

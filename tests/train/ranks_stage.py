@@ -1,5 +1,7 @@
-"""SFT and GRPO of the tiny model by several processes: ranks_stage.py JOB ..., the JSON of a `Job` each, one after the other. All share
-one start of torch."""
+"""SFT and GRPO of the tiny model by several processes: ranks_stage.py JOB ..., the JSON of a `Job` each, one after the other.
+
+All share one start of torch.
+"""
 
 from __future__ import annotations
 
