@@ -29,6 +29,8 @@ from paras2s_cli.train.slots import slot_words
 
 HEARD = 128
 """Queries or answers that the reward model hears at a time."""
+PART = 2048
+"""Answers that are sampled, made sound and judged at a time."""
 LIMIT = 56
 
 
@@ -44,11 +46,11 @@ class Judged:
 
 
 def answer_queries(
-    model: SpeechLM, queries: Sequence[Spoken], *, sampling: Sampling, seed: int, group: int = 1, limit: int = LIMIT
+    model: SpeechLM, queries: Sequence[Spoken], *, sampling: Sampling, seed: int, group: int = 1, limit: int = LIMIT, first: int = 0
 ) -> list[Rollouts]:
-    """Answers to many queries; row ids count through."""
+    """Answers to many queries; row ids count through from `first`."""
     prompts = prompts_of(model, queries)
-    ids = torch.arange(len(queries) * group)
+    ids = torch.arange(first, first + len(queries) * group)
     return [rollout(model, prompts, group=group, sampling=sampling, seed=seed, row_ids=ids, limit=limit)]
 
 
@@ -217,8 +219,12 @@ def sampled_answers(
     queries = [pool[order[i % len(pool)]] for i in range(count)]
     say(f"judging {count} answers to {split} queries")
     sampling = Sampling(temperature=recipe.temperature)
-    codes = codes_of_all(model, answer_queries(model, queries, sampling=sampling, seed=recipe.seed))
-    return judge_answers(judge, world, queries, codes)
+    rows: list[Judged] = []
+    for first in range(0, count, PART):
+        some = queries[first : first + PART]
+        codes = codes_of_all(model, answer_queries(model, some, sampling=sampling, seed=recipe.seed, first=first))
+        rows += judge_answers(judge, world, some, codes)
+    return rows
 
 
 def overheard_queries(judge: Judge, world: World) -> list[tuple[Spoken, Utterance]]:

@@ -34,7 +34,12 @@ def test_a_run_is_rewarded_by_what_is_heard(
     pocket_world: PocketWorld, pocket_judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pair_lm, "PAIR", Question("How good?", pair_lm.PAIR.answers))
-    hears = [f"reward.audio_lm.model={write_qwen2_5_omni(tmp_path / 'omni')}", "reward.digits=null", "grpo.agreement=0"]
+    hears = [
+        f"reward.audio_lm.model={write_qwen2_5_omni(tmp_path / 'omni')}",
+        "reward.audio_lm.device=cpu",
+        "reward.digits=null",
+        "grpo.agreement=0",
+    ]
     words = ["reward=local/distill", *(word for word in TINY if "digits" not in word), *hears, *SMALLER]
     recipe = load_recipe("pocket", words, AlignRecipe)
     said: list[str] = []

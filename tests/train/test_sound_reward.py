@@ -62,7 +62,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Judged]:
 
 def made(omni: Path, settings: Train, dropout: float = 0.0, batch: int = 8) -> SoundReward:
     lora = {"r": 4, "alpha": 8, "dropout": dropout}
-    model = PairLM(RewardLM.model_validate({"model": str(omni), "lora": lora, "batch": batch}), "reward.audio_lm", 1)
+    model = PairLM(RewardLM.model_validate({"model": str(omni), "device": "cpu", "lora": lora, "batch": batch}), "reward.audio_lm", 1)
     return SoundReward(model, loud_or_quiet, settings)
 
 

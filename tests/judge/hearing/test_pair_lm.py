@@ -35,7 +35,8 @@ def models(folders: dict[str, Path]) -> dict[str, PairLM]:
 
 def made(folder: Path) -> PairLM:
     """With an adapter that changes something."""
-    settings = RewardLM.model_validate({"model": str(folder), "batch": 3, "lora": {"r": 4, "alpha": 8, "targets": ["q_proj", "up_proj"]}})
+    lora = {"r": 4, "alpha": 8, "targets": ["q_proj", "up_proj"]}
+    settings = RewardLM.model_validate({"model": str(folder), "device": "cpu", "batch": 3, "lora": lora})
     model = PairLM(settings, "reward.audio_lm", 1)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
