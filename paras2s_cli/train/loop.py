@@ -82,17 +82,9 @@ def train(stage: Stage, watch: Watch | None = None, say: Say | None = None) -> N
     settings, root, ranks = stage.settings, stage.folder / "checkpoints", stage.ranks
     trained = [p for m in stage.modules.values() for p in m.parameters() if p.requires_grad]
     optimizers = make_optimizers(stage.modules, settings)
-    done = 0
-    found = latest_checkpoint(root)
-    if found is not None:
-        saved = load_checkpoint(found)
-        done = saved.step
-        if say and done < settings.steps:
-            say(f"resuming {stage.folder.name} after step {done} of {settings.steps}")
-        for name, module in stage.modules.items():
-            load_module(module, saved.groups[name])
-        for i, optimizer in enumerate(optimizers):
-            unpack_optimizer(optimizer, saved.groups[f"optimizer{i}"], saved.state[f"optimizer{i}"])
+    done = _resume(root, stage, optimizers)
+    if say and 0 < done < settings.steps:
+        say(f"resuming {stage.folder.name} after step {done} of {settings.steps}")
     log = MetricsLog(stage.folder / "metrics.jsonl", done) if ranks.first else None
     # `kept` is the last step on disk, `whole` the one that the weights are the outcome of, 0 while they change.
     kept = whole = done
@@ -164,6 +156,18 @@ def make_optimizers(modules: Mapping[str, nn.Module], settings: Train) -> list[t
         group = {"params": inner, "scale": 2.0}
         optimizers.append(torch.optim.Muon([group], lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def _resume(root: Path, stage: Stage, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    found = latest_checkpoint(root)
+    if found is None:
+        return 0
+    saved = load_checkpoint(found)
+    for name, module in stage.modules.items():
+        load_module(module, saved.groups[name])
+    for i, optimizer in enumerate(optimizers):
+        unpack_optimizer(optimizer, saved.groups[f"optimizer{i}"], saved.state[f"optimizer{i}"])
+    return saved.step
 
 
 def _save(root: Path, step: int, stage: Stage, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -47,11 +47,13 @@ class Job:
     of: str = ""
     die: int | None = None
     lora: bool = False
+    checkpointing: bool = False
 
 
-def sft(folder: Path, model: SpeechLM, adapter: Adapter | None, ranks: Ranks) -> tuple[Stage, Best]:
+def sft(folder: Path, model: SpeechLM, adapter: Adapter | None, ranks: Ranks, checkpointing: bool) -> tuple[Stage, Best]:
     """Six steps; batches have rows of both prompt kinds, some too few of one for two ranks."""
     _, recipe = recipes(6, 3)
+    recipe = recipe.model_copy(update={"checkpointing": checkpointing})
     return sft_stage(folder, recipe, WORLD, model, TOKENIZER, EVERY_KIND, adapter, ranks)
 
 
@@ -93,8 +95,9 @@ def work(job: Job, ranks: Ranks) -> None:
         mirror, shards = Mirror(model), Shards(model, ranks, bf16=False)
     best = None
     if job.stage == "sft":
-        stage, best = sft(folder, model, adapter, ranks)
+        stage, best = sft(folder, model, adapter, ranks, job.checkpointing)
     else:
+        model.checkpoint_blocks(job.checkpointing)
         stage = grpo(folder, model, adapter, ranks, mirror)
 
     def step(number: int) -> dict:

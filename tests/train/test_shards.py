@@ -21,17 +21,20 @@ PATHS = (ROOT, ROOT / "kernels", ROOT / "tests" / "models", ROOT / "tests" / "tr
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of runs by one process and by two; of `killed` the second of two died in the fifth step, the rest went on from it."""
+    """Folders of runs by one process and by two, some of which compute layers again; the resumed went on from the killed."""
     root = tmp_path_factory.mktemp("ranks")
+    lora, grpo, again = {"lora": True}, {"stage": "grpo"}, {"checkpointing": True}
     jobs = [
         {"size": 1, "folder": "one"},
-        {"size": 1, "folder": "one-lora", "lora": True},
+        {"size": 1, "folder": "one-lora", **lora},
+        {"size": 1, "folder": "one-grpo", **grpo},
+        {"size": 1, "folder": "one-grpo-lora", **grpo, **lora},
         {"size": 2, "folder": "two"},
-        {"size": 2, "folder": "two-lora", "lora": True},
-        *({"size": size, "folder": f"{name}-grpo", "stage": "grpo"} for size, name in ((1, "one"), (2, "two"))),
-        *({"size": size, "folder": f"{name}-grpo-lora", "stage": "grpo", "lora": True} for size, name in ((1, "one"), (2, "two"))),
-        {"size": 2, "folder": "killed-grpo", "stage": "grpo", "die": 3},
-        {"size": 2, "folder": "resumed-grpo", "stage": "grpo", "of": "killed-grpo"},
+        {"size": 2, "folder": "two-lora", **lora, **again},
+        {"size": 2, "folder": "two-grpo", **grpo, **again},
+        {"size": 2, "folder": "two-grpo-lora", **grpo, **lora},
+        {"size": 2, "folder": "killed-grpo", **grpo, **again, "die": 3},
+        {"size": 2, "folder": "resumed-grpo", **grpo, **again, "of": "killed-grpo"},
         {"size": 2, "folder": "killed", "die": 4},
         *({"size": size, "folder": f"resumed-{size}", "of": "killed"} for size in (1, 2, 3)),
     ]
