@@ -126,10 +126,11 @@ def grpo_stage(
             row_ids=rows,
             limit=settings.limit,
         )
+        answers, everyone = rolled.answers, policy.gather(rolled, rows, count, ranks)
+        spoken = policy.codes(everyone.answers)
         # an answer that was cut off is no answer: it gets the reward of silence
-        codes = [c if e else c[:0] for c, e in zip(policy.codes(rolled.answers), rolled.ended.tolist(), strict=True)]
-        rewards = reward([asked[i] for i in mine], codes, rolled.answers.text, settings.group)
-        answers = rolled.answers
+        codes = [spoken[i] if everyone.ended[i] else spoken[i][:0] for i in rows.tolist()]
+        rewards = reward([asked[i] for i in mine], codes, answers.text, settings.group)
         advantages = group_advantages(rewards.view(-1, settings.group), settings.advantage_epsilon).flatten()
         advantages = advantages.to(answers.text.device)
         with torch.no_grad(), precision(settings.train), adapter.off() if adapter else nullcontext():
@@ -145,8 +146,7 @@ def grpo_stage(
         # losses are means over this rank's answers, and the gradient of weights in parts is the mean over ranks
         part = len(rows) / count
         ((settings.text_weight * text_loss + audio_loss) * (part * ranks.size)).backward()
-        everyone, rewards = policy.gather(rolled, rows, count, ranks), ranks.join(rewards, rows, count)
-        spoken = policy.codes(everyone.answers)
+        rewards = ranks.join(rewards, rows, count)
         latest[:] = [Experience(asked, everyone, spoken, rewards)]
         means = {f"{name}_text": value for name, value in text_watch.items()} | {
             f"{name}_audio": value for name, value in audio_watch.items()

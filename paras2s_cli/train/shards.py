@@ -86,7 +86,8 @@ def file_of(group: str, ranks: Ranks) -> str:
 
 def like(tensors: Mapping[str, Tensor], name: str, target: Tensor) -> Tensor:
     """A saved tensor as `target` lies: whole, or this rank's rows of it, however many ranks have saved it."""
-    if not isinstance(target, DTensor) or (isinstance(tensors, Stored) and tensors.shape(name) != target.shape):
+    saved = tensors.shape(name) if isinstance(tensors, Stored) else tensors[name].shape
+    if not isinstance(target, DTensor) or saved != target.shape:
         return tensors[name]
     mesh, count = target.device_mesh, len(target)
     size = -(-count // mesh.size())
