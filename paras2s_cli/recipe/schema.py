@@ -345,7 +345,7 @@ class RewardLM(LocalModel):
     """A reward model that hears both sides: an audio language model with a low-rank adapter on its text layers."""
 
     adapter: str = ""
-    """A folder with an adapter that its weights begin with, such as PolyTone training leaves."""
+    """A folder with an adapter that is merged first, such as PolyTone training leaves; what is learnt here goes on top of both."""
     lora: LowRank = LowRank.model_validate({})
     batch: int = Field(8, ge=1)
     """Pairs at a time; a step's are added up."""
