@@ -81,11 +81,6 @@ def test_bench_without_a_run_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_sft_of_the_model(tmp_path: Path) -> None:
-    done = run(tmp_path, "sft", "pocket", "base.train.steps=3", "train.steps=2", "evaluate_every=1")
-    assert "held_out_text" in done.stdout and (tmp_path / "runs" / "pocket-sft" / "model" / "config.json").exists()
-
-
 def test_dry_runs_write_nothing(tmp_path: Path) -> None:
     assert "# grpo" in run(tmp_path, "align", "--dry-run").stdout
     assert "train" in run(tmp_path, "sft", "pocket", "--dry-run").stdout

@@ -19,7 +19,7 @@ from paras2s_cli.train.ranks import Ranks
 from paras2s_cli.train.supervised import run_supervised
 from tests.commands import ROOT, TINY, environment
 
-LINE = "torchrun --nproc-per-node 2 -m paras2s_cli sft pocket --out runs/two"
+LINE = "torchrun --nproc-per-node 2 -m paras2s_cli align pocket --out runs/two"
 
 
 def run(folder: Path, line: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -31,23 +31,14 @@ def run(folder: Path, line: str, *words: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.slow
-def test_the_readmes_line(tmp_path: Path, pocket_world: object) -> None:
-    assert f"    {LINE}\n" in (ROOT / "README.md").read_text()
-    few = ("base.train.steps=3", "train.steps=2", "train.batch=5", "demonstrations.count=12", "evaluate_every=2")
-    done = run(tmp_path, LINE, *few)
-    assert done.stderr.count("warming up on 12") == 1 and done.stdout.count("held_out_audio") == 1
-    assert [row["step"] for row in read_metrics(tmp_path / "runs/two/metrics.jsonl")] == [1, 2]
-    load_model(tmp_path / "runs/two/model")
-
-
-@pytest.mark.slow
-def test_align(tmp_path: Path, pocket_judge: object) -> None:
+def test_the_readmes_line(tmp_path: Path, pocket_judge: object) -> None:
     """Two processes do all of it, and the second tells nothing. The reward model is refitted on the way."""
-    done = run(tmp_path, "torchrun --nproc-per-node 2 -m paras2s_cli align pocket -o two --no-bench", *TINY)
+    assert f"    {LINE}\n" in (ROOT / "README.md").read_text()
+    done = run(tmp_path, LINE, "--no-bench", *TINY)
     assert done.stderr.count("aligning by GRPO") == done.stderr.count("warming up") == done.stderr.count("the aligned model") == 1
-    rows = read_metrics(tmp_path / "two/grpo/metrics.jsonl")
+    rows = read_metrics(tmp_path / "runs/two/grpo/metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all(0 <= row["off_policy_audio"] < 0.1 for row in rows)
-    load_model(tmp_path / "two/grpo/model")
+    load_model(tmp_path / "runs/two/grpo/model")
 
 
 def refused(recipe: str, *overrides: str, size: int = 2) -> str:
