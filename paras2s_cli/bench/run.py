@@ -20,7 +20,7 @@ from paras2s_cli.judge.stages import Utterance, Verdict
 from paras2s_cli.recipe.schema import BenchRecipe
 from paras2s_cli.train.distill import hear_queries
 
-GREEDY, SAMPLED, AS_IS = "greedy", "T=1", "as it is"
+GREEDY, SAMPLED, AS_IS, USUAL = "greedy", "T=1", "as it is", "as usual"
 COMPARED = [("aligned", "sft"), ("sft", "base")]
 
 
@@ -37,6 +37,7 @@ def run_bench(
     queries: Sequence[Spoken] | None = None,
     sources: Mapping[str, Source] | None = None,
     max_cost: float | None = None,
+    mode: str = GREEDY,
 ) -> Summary:
     """Measures the recipe's systems on its split.
 
@@ -45,6 +46,7 @@ def run_bench(
         folder: gets rows.jsonl, summary.json, report.html and the answers as files.
         queries: what is asked, instead of the world's queries; nothing but a judge knows what is right then.
         sources: systems by their names that are not our own.
+        mode: what the models among the systems do at temperature 0; `as usual` samples as their publishers do.
 
     Raises:
         UsageError: a system is not known, or the bench is likely to cost more than `max_cost`.
@@ -53,7 +55,7 @@ def run_bench(
     parse_systems(recipe.sampled)
     foreign = queries is not None
     queries = first_of_each_dimension(world.queries(recipe.split) if queries is None else queries, recipe.limit)
-    plan = [(name, GREEDY if name in MODELS else AS_IS, 0.0) for name in names]
+    plan = [(name, mode if name in MODELS else AS_IS, 0.0) for name in names]
     plan += [(name, SAMPLED, 1.0) for name in recipe.sampled if name in names and name in MODELS]
     seconds = sum(audio_info(query.path).seconds or 0.0 for query in queries)
     costs = estimates(recipe, sources, len(plan), len(queries), seconds)

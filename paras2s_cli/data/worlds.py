@@ -6,6 +6,7 @@ A world is asked for by the name that a recipe gives it; nothing imports one.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,3 +112,20 @@ def load_world(name: str, workers: int, say: Callable[[str], None], progress: Pr
     module, function = MAKERS[name].split(":")
     world: World = getattr(importlib.import_module(module), function)(workers, say, progress)
     return world
+
+
+def lazy_world(name: str, workers: int, say: Callable[[str], None], progress: Progress | None = None) -> World:
+    """The same, made when something of it is first asked for: a run on data of one's own may never do."""
+    return _Lazy(lambda: load_world(name, workers, say, progress))
+
+
+class _Lazy:
+    def __init__(self, make: Callable[[], World]) -> None:
+        self._make = make
+
+    @cached_property
+    def _world(self) -> World:
+        return self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)

@@ -333,12 +333,22 @@ class SftRecipe(Recipe):
     kind: Literal["sft"] = "sft"
     base: BaseRecipe | CheckpointBase | OmniBase = Field(discriminator="kind")
     demonstrations: Demonstrations
+    data: str | None = None
+    """A manifest of demonstrations of one's own, for a base that hears recordings; None: `demonstrations`, of the world."""
+    held_out: float = Field(0.05, gt=0, lt=1)
+    """The share of `data` that is measured on and not learnt."""
     train: Train
     lora: Lora | None = None
     """None trains all weights."""
     checkpointing: bool = False
     """Layers are computed again in the backward instead of kept for it: much less memory, a third more time."""
     evaluate_every: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _hears_recordings(self) -> "SftRecipe":
+        if self.data is not None and isinstance(self.base, BaseRecipe):
+            raise ValueError("data is for a base that hears recordings (kind checkpoint or qwen2.5-omni); this one learns from its world")
+        return self
 
 
 class RewardLM(LocalModel):
@@ -433,6 +443,8 @@ class AlignRecipe(Recipe):
 
     kind: Literal["align"] = "align"
     judge: PolytoneRecipe
+    queries: str | None = None
+    """A manifest of unlabelled queries for GRPO, of a model with a voice of its own; None: the world's."""
     judged_by: JudgeRecipe | None = None
     """The reward of a model with a voice of its own, whose every answer is judged as sound; None: `judge` and the world's rubric."""
     sft: SftRecipe

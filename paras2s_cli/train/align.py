@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
-from paras2s_cli.data.worlds import World, load_world
+from paras2s_cli.data.worlds import World, lazy_world
 from paras2s_cli.errors import Paras2sError, UsageError
 from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.listener import SmallListener
@@ -53,13 +54,22 @@ class Run:
     say: Say
     watch: WatchOf
     world: World
-    listener: SmallListener
-    judge: Judge
     ranks: Ranks = ALONE
+
+    @cached_property
+    def listener(self) -> SmallListener:
+        """The pocket judge's ears, made if the cache lacks them."""
+        with self.ranks.in_turn():
+            return load_listener(self.recipe.judge, self.world, self.say, self.watch)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge of the world."""
+        return Judge(self.listener, self.world.scorer())
 
 
 def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, ranks: Ranks = ALONE) -> Run:
-    """The world and the judge, made if the cache lacks them.
+    """A run whose world and judge are made when they are first needed, where the cache lacks them.
 
     Raises:
         UsageError: the recipe cannot be trained by several ranks.
@@ -73,10 +83,8 @@ def prepare(recipe: AlignRecipe, out: Path, say: Say, watch: WatchOf, ranks: Ran
         check_peft()
     torch.set_num_threads(threads_here(threads_of(recipe.threads)))
     count = watch("render")
-    with ranks.in_turn():
-        world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
-        listener = load_listener(recipe.judge, world, say, watch)
-    return Run(recipe, out, say, watch, world, listener, Judge(listener, world.scorer()), ranks)
+    world = lazy_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
+    return Run(recipe, out, say, watch, world, ranks)
 
 
 def warm_model(run: Run) -> tuple[SpeechLM, TextTokenizer]:
@@ -106,15 +114,31 @@ def reward_model(run: Run, warm: SpeechLM, tokenizer: TextTokenizer) -> Reward:
         model = make_reward_model(warm, run.listener, run.world, settings.seed)
         lessons = make_lessons(run.judge, run.world, model.vocabulary)
         reward = CodeReward(model, lessons, tokenizer.decode, run.recipe.grpo.agreement, run.recipe.grpo.train)
+    return distilled(
+        run, settings, reward, lambda split, count: sampled_answers(settings, warm, run.judge, run.world, split, count, run.say)
+    )
+
+
+def distilled(
+    run: Run, settings: DistillRecipe, reward: CodeReward | SoundReward, sampled: Callable[[str, int], list[Judged]]
+) -> CodeReward | SoundReward:
+    """A reward model as it is in the run's folder; taught there first if it is missing.
+
+    Args:
+        sampled: so many judged answers of the warm model to queries of the split `train` or `validation`.
+
+    Raises:
+        Paras2sError: it agrees with the judge less than the recipe's floor.
+    """
     folder = run.out / "reward" / "model"
     if not is_complete(folder):
         run.say(f"distilling the judge into a reward model: {folder} is not there")
-        rows = sampled_answers(settings, warm, run.judge, run.world, "train", settings.answers, run.say)
+        rows = sampled("train", settings.answers)
         for stage, part in _stages_of(run, settings, reward, rows):
             part.train()
             train(stage, run.watch(stage.folder.name), run.say)
             reward.module.eval()
-        held = sampled_answers(settings, warm, run.judge, run.world, "validation", settings.held_out, run.say)
+        held = sampled("validation", settings.held_out)
         pearson = agreement(reward.rewards, held)
         run.say(f"the reward model agrees with the judge on {len(held)} held-out pairs: Pearson {pearson:.3f}")
         if settings.floor > -1 and not pearson >= settings.floor:
@@ -166,6 +190,7 @@ def aligned_model(run: Run) -> SpeechLM:
     folder = run.out / "grpo" / "model"
     if is_complete(folder):
         return load_model(folder)[0]
+    run.judge  # noqa: B018 (first, as it takes longest: what comes then is the run's own)
     warm, tokenizer = warm_model(run)
     ranks = run.ranks
     with ranks.in_turn():

@@ -1,4 +1,4 @@
-"""GRPO of a model with a voice of its own: the judge itself is its reward, and listens to every answer."""
+"""GRPO of a model with a voice of its own: its reward is a judge that listens to every answer, or what that judge was distilled into."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,18 +13,22 @@ from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.backends import assemble_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
+from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import Adapter
-from paras2s_cli.recipe.schema import CheckpointBase, OmniBase
+from paras2s_cli.recipe.schema import CheckpointBase, DistillRecipe, OmniBase
+from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.adapters import make_adapter, publish_trained
-from paras2s_cli.train.align import Run, lay_in_parts
-from paras2s_cli.train.distill import hear_queries
-from paras2s_cli.train.grpo import Experience, grpo_stage
+from paras2s_cli.train.align import Run, distilled, lay_in_parts
+from paras2s_cli.train.distill import PART, Judged, hear_queries
+from paras2s_cli.train.grpo import Experience, RewardFunction, grpo_stage
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.omni import load_omni, warm_omni
-from paras2s_cli.train.policy import KimiPolicy, NativePolicy, OmniPolicy, Policy, Speaker
+from paras2s_cli.train.own_data import read_queries
+from paras2s_cli.train.policy import KimiPolicy, OmniPolicy, Policy, Speaker
+from paras2s_cli.train.sound_reward import SoundReward
 from paras2s_cli.train.supervised import warm_up
 
 
@@ -34,38 +38,112 @@ class JudgedSound:
     def __init__(self, speaker: Speaker, judge: Judge) -> None:
         self.speaker, self.judge = speaker, judge
 
-    def __call__(self, queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
+    def __call__(self, queries: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor | None = None, group: int = 1) -> Tensor:
         """Scores 1..5, NaN where the judge gives none."""
-        said = self.judge.hear(self.speaker.speak(codes, 0), "answer")
-        asked = [u for u in hear_queries(self.judge, queries) for _ in range(group)]
-        wanted = [q.row.get("requirement") for q in queries for _ in range(group)]
+        rows = self.hear([query for query in queries for _ in range(group)], codes)
+        return torch.tensor([float("nan") if row.score is None else float(row.score) for row in rows])
+
+    def hear(self, queries: Sequence[Spoken], codes: Sequence[np.ndarray]) -> list[Judged]:
+        """One answer to each query, judged in full."""
+        asked, said = hear_queries(self.judge, queries), self.judge.hear(self.speaker.speak(codes, 0), "answer")
+        wanted = [query.row.get("requirement") for query in queries]
         verdicts = self.judge.scorer.score(list(zip(asked, said, strict=True)), closed=False, requirements=wanted)
-        return torch.tensor([float("nan") if v.score is None else float(v.score) for v in verdicts])
+        return [Judged(*row, verdict.score) for row, verdict in zip(zip(queries, codes, asked, said, strict=True), verdicts, strict=True)]
 
 
-def align_judged(run: Run, speaker: Speaker, warm: Policy, adapter: Adapter | None = None) -> None:
-    """GRPO of `speaker` in the run's folder; every `judge_every` steps an answer is kept to be heard.
+def sampled_sound(heard: JudgedSound, pool: Sequence[Spoken], settings: DistillRecipe, limit: int, count: int) -> list[Judged]:
+    """`count` answers sampled to the queries of a pool in turn, judged in full."""
+    speaker, order = heard.speaker, np.random.default_rng([settings.seed, 37]).permutation(len(pool))
+    queries = [pool[order[i % len(pool)]] for i in range(count)]
+    rows: list[Judged] = []
+    for first in range(0, count, PART):
+        some = queries[first : first + PART]
+        ids = torch.arange(first, first + len(some))
+        sampling = Sampling(settings.temperature)
+        rolled = speaker.rollout(speaker.prompt(some), group=1, sampling=sampling, seed=settings.seed, row_ids=ids, limit=limit)
+        rows += heard.hear(some, speaker.codes(rolled.answers))
+    return rows
+
+
+def judge_of(run: Run) -> Judge:
+    """The judge that a run's recipe names for answers as sound, else its world's."""
+    chosen = run.recipe.judged_by
+    if chosen is None:
+        return run.judge
+    with run.ranks.in_turn():
+        return assemble_judge(chosen, run.say, load_scorer(chosen, run.say, Asking()))
+
+
+def reward_of(run: Run, warm: Speaker, heard: JudgedSound) -> RewardFunction:
+    """What GRPO is rewarded by: the judge, or the audio language model that it is distilled into if the recipe names one.
+
+    Raises:
+        UsageError, Paras2sError: see `train.align.distilled`.
+    """
+    settings = run.recipe.reward.model_copy(update={"seed": run.recipe.seed})
+    if settings.audio_lm is None:
+        return heard
+    model = PairLM(settings.audio_lm, "reward.audio_lm", settings.seed)
+    reward = SoundReward(model, lambda codes: warm.speak(codes, 0), settings.train)
+    train_pool, held_pool = _pools(run, settings.held_out)
+    pools = {"train": train_pool, "validation": held_pool}
+
+    def sampled(split: str, count: int) -> list[Judged]:
+        run.say(f"judging {count} answers to {split} queries")
+        return sampled_sound(heard, pools[split], settings, run.recipe.grpo.limit, count)
+
+    with run.ranks.in_turn():
+        return distilled(run, settings, reward, sampled).rewards
+
+
+def _pools(run: Run, held_out: int) -> tuple[list[Spoken], list[Spoken]]:
+    """Queries that the reward model is taught on, and others that it is measured on."""
+    if run.recipe.queries is None:
+        return run.world.queries("train"), run.world.queries("validation")
+    queries = read_queries(run.recipe.queries)
+    kept = min(held_out, max(1, len(queries) // 10))
+    if len(queries) < 2:
+        raise UsageError(f"queries: {run.recipe.queries} holds one query; a reward model takes one to learn from and one to be measured on")
+    return queries[kept:], queries[:kept]
+
+
+def align_by_sound(
+    run: Run, speaker: Speaker, warm: Policy, reward: RewardFunction, heard: JudgedSound, adapter: Adapter | None = None
+) -> None:
+    """GRPO of `speaker` in the run's folder. Every `judge_every` steps an answer is kept to be heard, and where the judge is not the reward
+    it judges some in full: the gap between the two is how reward hacking shows.
 
     Args:
         warm: the model before alignment. adapter: see `grpo_stage`.
     """
     recipe, out = run.recipe, run.out / "grpo"
     out.mkdir(parents=True, exist_ok=True)
+    queries = read_queries(recipe.queries) if recipe.queries else run.world.queries("train")
 
     def after(number: int, metrics: dict, experience: Experience) -> None:
+        if not run.ranks.first or (number + 1) % recipe.grpo.judge_every:
+            return
         codes = experience.codes[0]
-        if run.ranks.first and (number + 1) % recipe.grpo.judge_every == 0 and len(codes):
+        if len(codes):
             (out / "samples").mkdir(exist_ok=True)
             name = f"step-{number + 1:06d}.{experience.queries[0].id}.wav"
             write_wav(out / "samples" / name, speaker.speak([codes], 0)[0])
+        if reward is not heard:
+            metrics |= _gap(experience, recipe.grpo.judge_answers, recipe.grpo.group, recipe.seed + number, heard)
 
-    judge = run.judge
-    if recipe.judged_by is not None:
-        with run.ranks.in_turn():
-            judge = assemble_judge(recipe.judged_by, run.say, load_scorer(recipe.judged_by, run.say, Asking()))
-    reward = JudgedSound(speaker, judge)
-    stage = grpo_stage(out, recipe.grpo, recipe.seed, speaker, warm, run.world.queries("train"), reward, after, adapter, run.ranks)
+    stage = grpo_stage(out, recipe.grpo, recipe.seed, speaker, warm, queries, reward, after, adapter, run.ranks)
     train(stage, run.watch("grpo"), run.say)
+
+
+def _gap(experience: Experience, count: int, group: int, seed: int, heard: JudgedSound) -> dict[str, float]:
+    """The judge's mean score of some answers, and by how much the reward says more."""
+    some = np.random.default_rng([seed, 43]).permutation(len(experience.codes))[:count]
+    rows = heard.hear([experience.queries[i // group] for i in some], [experience.codes[i] for i in some])
+    pairs = [(row.score, float(experience.rewards[i])) for row, i in zip(rows, some, strict=True) if row.score is not None]
+    if not pairs:
+        return {}
+    judged, rewarded = np.mean(pairs, axis=0)
+    return {"judge_score": float(judged), "judge_gap": float(rewarded - judged)}
 
 
 def has_voice(base: object) -> bool:
@@ -79,15 +157,19 @@ def align_kimi(run: Run) -> None:
     recipe, settings, ranks, folder = run.recipe, run.recipe.grpo, run.ranks, run.out / "grpo" / "model"
     if is_complete(folder):
         return
+    judge = judge_of(run)
     warmed = recipe.sft.model_copy(update={"seed": recipe.seed})
     warm, tokenizer = warm_up(warmed, run.world, run.out / "sft", run.say, run.watch, ranks)
-    run.say(f"aligning by GRPO for {settings.train.steps} steps: {folder} is not there")
     warm.eval().requires_grad_(False)
+    reference = KimiPolicy(warm, tokenizer)
+    heard = JudgedSound(reference, judge)
+    reward = reward_of(run, reference, heard)
+    run.say(f"aligning by GRPO for {settings.train.steps} steps: {folder} is not there")
     model = warm if settings.lora is not None else load_model(run.out / "sft" / "model")[0]
     model.checkpoint_blocks(settings.checkpointing)
     adapter = make_adapter(model, settings.lora, recipe.seed)
     mirror, shards = lay_in_parts(model, warm, settings.train, ranks)
-    align_judged(run, KimiPolicy(model, tokenizer, mirror), NativePolicy(warm), adapter)
+    align_by_sound(run, KimiPolicy(model, tokenizer, mirror), reference, reward, heard, adapter)
     if shards:
         shards.gather()
     with ranks.in_turn():
@@ -106,11 +188,14 @@ def align_omni(run: Run, base: OmniBase) -> None:
         raise UsageError("Qwen2.5-Omni is aligned in one process: start it without torchrun")
     if is_complete(folder):
         return
+    judge = judge_of(run)
     warm, _ = warm_omni(recipe.sft.model_copy(update={"seed": recipe.seed}), base, run.world, run.out / "sft", run.say, run.watch)
+    reference = OmniPolicy(load_omni(base, warm), None)
+    heard = JudgedSound(reference, judge)
+    reward = reward_of(run, reference, heard)
     run.say(f"aligning the {_PARTS[base.part]} by GRPO for {recipe.grpo.train.steps} steps: {folder} is not there")
     omni = load_omni(base, warm)
-    speaker, reference = OmniPolicy(omni, base.part), OmniPolicy(load_omni(base, warm), None)
-    align_judged(run, speaker, reference)
+    align_by_sound(run, OmniPolicy(omni, base.part), reference, reward, heard)
     with publish_folder(folder) as temporary:
         omni.save(temporary)
 

@@ -11,8 +11,9 @@ from paras2s_cli.data.worlds import World
 from paras2s_cli.models.omni import OmniPrompts, QwenOmni
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.recipe.schema import OmniBase, SftRecipe
-from paras2s_cli.train.demonstrations import Demonstration, best_demonstrations, draw_demonstrations
+from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
+from paras2s_cli.train.own_data import demonstrations_of
 from paras2s_cli.train.policy import OmniPolicy
 from paras2s_cli.train.sft import Best, descend, epochs, held_out_loss
 
@@ -28,16 +29,17 @@ def warm_omni(recipe: SftRecipe, base: OmniBase, world: World, out: Path, say: S
     The codes of recorded answers would take the codec's encoder, which is not public: SFT leaves the talker alone.
     """
     folder = out / "model"
-    if base.part == "talker" or not recipe.demonstrations.count:
+    if base.part == "talker" or not (recipe.data or recipe.demonstrations.count):
         say("no SFT: the library has no encoder for the talker's codec, so demonstrations teach the thinker alone (base.part)")
         return None, {}
     omni = load_omni(base, folder if is_complete(folder) else None)
-    held = [lay_out_omni(omni, best_demonstrations(world, world.queries("validation"), recipe.seed))]
+    rows, measured = demonstrations_of(recipe, world)
+    held = [lay_out_omni(omni, measured)]
     policy = OmniPolicy(omni, "thinker")
     if not is_complete(folder):
-        say(f"warming the thinker up on the texts of {recipe.demonstrations.count} demonstrations: {folder} is not there")
+        say(f"warming the thinker up on the texts of {len(rows)} demonstrations: {folder} is not there")
         out.mkdir(parents=True, exist_ok=True)
-        stage, best = _sft_stage(out, recipe, world, omni, policy, held)
+        stage, best = _sft_stage(out, recipe, rows, omni, policy, held)
         train(stage, watch("sft"), say)
         best.restore(policy.module)
         with publish_folder(folder) as temporary:
@@ -52,10 +54,9 @@ def lay_out_omni(omni: QwenOmni, demonstrations: Sequence[Demonstration]) -> tup
 
 
 def _sft_stage(
-    out: Path, recipe: SftRecipe, world: World, omni: QwenOmni, policy: OmniPolicy, held: list[tuple[OmniPrompts, Answers]]
+    out: Path, recipe: SftRecipe, rows: Sequence[Demonstration], omni: QwenOmni, policy: OmniPolicy, held: list[tuple[OmniPrompts, Answers]]
 ) -> tuple[Stage, Best]:
     settings, best = recipe.train, Best(out)
-    rows = draw_demonstrations(world, recipe.demonstrations, recipe.seed)
 
     def step(number: int) -> dict:
         batch = lay_out_omni(omni, epochs(rows, settings.batch, recipe.seed, number))  # not under autocast: the library's features break

@@ -117,16 +117,17 @@ def sft_stage(
     demonstrations: Sequence[Demonstration] | None = None,
     adapter: Adapter | None = None,
     ranks: Ranks = ALONE,
+    held_out: Sequence[Demonstration] | None = None,
 ) -> tuple[Stage, "Best"]:
     """The stage that warms `model` up, and the keeper of its best weights by held-out loss.
 
     Args:
-        demonstrations: in the place of those that the recipe draws. adapter: of the model; it alone is trained and kept.
+        demonstrations, held_out: in the place of those that the recipe draws. adapter: of the model; it alone is trained and kept.
         ranks: among whom the model's weights lie in parts.
     """
     settings, seed = recipe.train, recipe.seed
     rows = demonstrations or draw_demonstrations(world, recipe.demonstrations, seed)
-    held = lay_out(best_demonstrations(world, world.queries("validation"), seed), model, tokenizer, ranks=ranks)
+    held = lay_out(held_out or best_demonstrations(world, world.queries("validation"), seed), model, tokenizer, ranks=ranks)
     best, trained = Best(folder, ranks), adapter or model
     model.checkpoint_blocks(recipe.checkpointing)
 

@@ -1,12 +1,13 @@
 """Supervised runs of their own: the warm-up, the base, the judge's ears."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
-from paras2s_cli.data.worlds import World, load_world
+from paras2s_cli.data.worlds import World, lazy_world
 from paras2s_cli.errors import UsageError
 from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.lora import check_peft
@@ -15,13 +16,15 @@ from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.schema import BaseRecipe, OmniBase, PolytoneRecipe, SftRecipe, Train
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.base import load_base
+from paras2s_cli.train.demonstrations import Demonstration, best_demonstrations
 from paras2s_cli.train.hearing import hearing
 from paras2s_cli.train.loop import Say, WatchOf, bf16, train
 from paras2s_cli.train.omni import warm_omni
+from paras2s_cli.train.own_data import demonstrations_of
 from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.polytone import load_listener
 from paras2s_cli.train.ranks import ALONE, Ranks, threads_here
-from paras2s_cli.train.sft import best_demonstrations, held_out_loss, lay_out, sft_stage
+from paras2s_cli.train.sft import held_out_loss, lay_out, sft_stage
 from paras2s_cli.train.shards import Shards
 
 
@@ -41,8 +44,10 @@ def run_supervised(
         check_peft()
     torch.set_num_threads(threads_here(threads_of(recipe.threads)))
     count = watch("render")
-    with ranks.in_turn():
-        world = load_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
+    world = lazy_world(recipe.world, recipe.threads, say, lambda done, all_: count(done, {"of": all_}))
+    if not (isinstance(recipe, SftRecipe) and recipe.data):
+        with ranks.in_turn():
+            world.queries("train")
     if isinstance(recipe, PolytoneRecipe):
         listener = load_listener(recipe, world, say, watch)
         if not is_complete(out / "model"):
@@ -58,7 +63,10 @@ def run_supervised(
                 save_model(folder, model, tokenizer)
     else:
         model, tokenizer = warm_up(recipe, world, out, say, watch, ranks)
-    return losses(model, tokenizer, world, recipe.seed) if ranks.first else {}
+    if not ranks.first:
+        return {}
+    held = best_demonstrations(world, world.queries("validation"), recipe.seed)
+    return losses(model, tokenizer, demonstrations_of(recipe, world)[1] if isinstance(recipe, SftRecipe) else held)
 
 
 def check_together(settings: Train, key: str) -> None:
@@ -76,12 +84,13 @@ def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf
     if not is_complete(folder):
         with ranks.in_turn():
             model, tokenizer = load_base(recipe.base, world, say, watch)
-        settings = recipe.demonstrations
-        say(f"warming up on {settings.count} demonstrations, {settings.tone_deaf:.0%} of them tone-deaf: {folder} is not there")
+        rows, held = demonstrations_of(recipe, world)
+        deaf = "" if recipe.data else f", {recipe.demonstrations.tone_deaf:.0%} of them tone-deaf"
+        say(f"warming up on {len(rows)} demonstrations{deaf}: {folder} is not there")
         out.mkdir(parents=True, exist_ok=True)
         adapter = make_adapter(model, recipe.lora, recipe.seed)
         shards = Shards(model, ranks, bf16=bf16(recipe.train)) if ranks.size > 1 else None
-        stage, best = sft_stage(out, recipe, world, model, tokenizer, adapter=adapter, ranks=ranks)
+        stage, best = sft_stage(out, recipe, world, model, tokenizer, rows, adapter, ranks, held)
         train(stage, watch("sft"), say)
         best.restore(adapter or model)
         if shards:
@@ -92,8 +101,7 @@ def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf
     return load_model(folder)
 
 
-def losses(model: SpeechLM, tokenizer: TextTokenizer, world: World, seed: int) -> dict[str, float]:
-    """Held-out losses against good answers to the validation queries, nats a token."""
-    held = lay_out(best_demonstrations(world, world.queries("validation"), seed), model, tokenizer)
-    text, audio = held_out_loss(NativePolicy(model), held)
+def losses(model: SpeechLM, tokenizer: TextTokenizer, held: Sequence[Demonstration]) -> dict[str, float]:
+    """Held-out losses on demonstrations, nats a token."""
+    text, audio = held_out_loss(NativePolicy(model), lay_out(held, model, tokenizer))
     return {"held_out_text": text, "held_out_audio": audio}

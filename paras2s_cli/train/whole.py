@@ -7,7 +7,7 @@ import torch
 
 from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.bench.outside import make_sources
-from paras2s_cli.bench.run import run_bench
+from paras2s_cli.bench.run import GREEDY, USUAL, run_bench
 from paras2s_cli.bench.stats import Summary
 from paras2s_cli.bench.suite import manifest_queries
 from paras2s_cli.bench.systems import MODELS, Loaded, LoadModel
@@ -49,9 +49,11 @@ def align_and_measure(
     if not (measure and ranks.first):
         return None
     settings = recipe.bench.model_copy(update={"seed": recipe.seed})
+    if settings.queries or settings.judge:
+        return measure_run(settings, out, out / "bench", say, watch)
     metrics = read_metrics(out / "grpo" / "metrics.jsonl")
     return run_bench(
-        settings, run.world, run.judge, loader(run), out / "bench", say, training=metrics, meta={"recipe": recipe_hash(recipe)}
+        settings, run.world, run.judge, loader(run), out / "bench", say, metrics, {"recipe": recipe_hash(recipe)}, mode=mode_of(run)
     )
 
 
@@ -115,7 +117,14 @@ def measure_run(
         queries=queries,
         sources=sources,
         max_cost=max_cost,
+        mode=mode_of(run) if run else GREEDY,
     )
+
+
+def mode_of(run: Run) -> str:
+    """How a run's models are sampled in a bench that asks for nothing else."""
+    base = run.recipe.sft.base
+    return USUAL if isinstance(base, OmniBase) or has_voice(base) else GREEDY
 
 
 def _finished(folder: Path, models: Sequence[str], say: Say, watch: WatchOf) -> Run | None:

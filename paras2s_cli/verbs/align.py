@@ -19,14 +19,14 @@ def align(
 
     The same command resumes a run that was interrupted. Under torchrun its processes share the work and the memory.
     """
-    from paras2s_cli.verbs.runs import recipe_words
+    from paras2s_cli.verbs.runs import recipe_words, stem_of
 
     name, overrides = recipe_words(words)
     from paras2s_cli.recipe.load import dump_recipe, load_recipe, recipe_hash
     from paras2s_cli.recipe.schema import AlignRecipe
 
     recipe = load_recipe(name, overrides, AlignRecipe)
-    folder = out or Path("runs") / Path(name).stem
+    folder = out or Path("runs") / stem_of(name)
     if dry_run:
         from paras2s_cli.train.plan import plan_of
 

@@ -1,6 +1,7 @@
 """What the verbs that take `RECIPE [section.key=value ...]` share."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from paras2s_cli.errors import UsageError
 
@@ -27,3 +28,8 @@ def kind_called(name: str, verb: str, kinds: Sequence[str]) -> str:
     data = read_source(file.path, file.label).data
     said = data.get("kind") if isinstance(data, dict) else None
     return said if isinstance(said, str) and said in kinds else verb
+
+
+def stem_of(name: str) -> str:
+    """What a recipe's run folder is called after: the last part of its name, or its file without the ending."""
+    return Path(name).name.removesuffix(".yaml").removesuffix(".yml")

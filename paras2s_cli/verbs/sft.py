@@ -21,7 +21,7 @@ def sft(
 
     The same command resumes a run that was interrupted. Under torchrun its processes share the work and the memory.
     """
-    from paras2s_cli.verbs.runs import kind_called, recipe_words
+    from paras2s_cli.verbs.runs import kind_called, recipe_words, stem_of
 
     name, overrides = recipe_words(words)
     kind = kind_called(name, "sft", ("sft", "base", "polytone"))
@@ -31,7 +31,7 @@ def sft(
     models: dict[str, type[SftRecipe] | type[BaseRecipe] | type[PolytoneRecipe]]
     models = {"sft": SftRecipe, "base": BaseRecipe, "polytone": PolytoneRecipe}
     recipe = load_recipe(name, overrides, models[kind])
-    folder = out or Path("runs") / f"{Path(name).stem.removesuffix('-' + kind)}-{kind}".removeprefix(f"{kind}-")
+    folder = out or Path("runs") / f"{stem_of(name).removesuffix('-' + kind)}-{kind}".removeprefix(f"{kind}-")
     if dry_run:
         from paras2s_cli.train.plan import plan_of
 

@@ -98,7 +98,7 @@ def test_align_says_that_it_cannot_hear_a_model_of_other_codes(loaded: tuple[Spe
     recipe = load_recipe("pocket", [], AlignRecipe)
     for size, said in ((24, None), (256, "speaks 24 codes and the codec of small has 256")):
         world: Any = SimpleNamespace(name="small", codec=SimpleNamespace(size=size))
-        run = Run(recipe, tmp_path, print, lambda stage: lambda step, metrics: None, world, None, None)  # type: ignore[arg-type]
+        run = Run(recipe, tmp_path, print, lambda stage: lambda step, metrics: None, world)  # type: ignore[arg-type]
         if said is None:
             assert warm_model(run)[0].config.codes == 24
         else:

@@ -1,0 +1,64 @@
+"""What a plan reckons, against counts by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.recipe.load import load_recipe
+from paras2s_cli.recipe.schema import AlignRecipe, Lora
+from paras2s_cli.train.memory import GIB, memory_of, size_of
+from paras2s_cli.train.plan import plan_of
+from tests.checkpoints import KIMI_AUDIO, write_kimi_audio
+
+KIMI = SpeechLMConfig(
+    vocab_size=168448,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    kimia_token_offset=152064,
+    kimia_mimo_layers=6,
+    kimia_mimo_transformer_from_layer_index=21,
+    kimia_mimo_audiodelaytokens=6,
+    kimia_adaptor_input_dim=5120,
+)
+
+
+def test_kimi_audio_has_its_9_77_billion_parameters() -> None:
+    d, f, kv = 3584, 18944, 4 * 128
+    layer = 2 * d * d + 2 * d * kv + d + 2 * kv + 3 * d * f + 2 * d
+    adaptor = 5120 * d + d + d * d + d + 2 * d
+    assert size_of(KIMI, None).parameters == 3 * 168448 * d + 34 * layer + 2 * d + adaptor
+    assert size_of(KIMI, None).parameters == pytest.approx(9.77e9, rel=1e-3)
+
+
+def test_an_adapter_counts_its_two_factors() -> None:
+    size = size_of(KIMI, Lora(r=16, targets=["q_proj", "down_proj"]))
+    assert size.trained == 34 * 16 * (3584 + 3584 + 18944 + 3584)
+    assert size.parameters - size.trained == size_of(KIMI, None).parameters
+
+
+def test_several_processes_share_and_each_has_a_copy_that_rolls_out() -> None:
+    size = size_of(KIMI, None)
+    n = size.parameters
+    found = memory_of(KIMI, size, ranks=8, tokens=8000, checkpointing=True, rollouts=True)
+    wanted = {"weights": n * 4 / 8, "gradients": n * 4 / 8, "optimizer": n * 8 / 8, "rollouts": n * 2, "reference": n * 2 / 8}
+    wanted["backward"] = 1000 * 2 * (34 * 3584 + 8 * 3584 + 4 * 18944)
+    assert found == pytest.approx({name: value / GIB for name, value in wanted.items()})
+    alone = memory_of(KIMI, size_of(KIMI, Lora(r=16)), ranks=1, tokens=8000, checkpointing=False, rollouts=True)
+    assert alone.keys() == {"weights", "gradients", "optimizer", "backward"}  # the reference is the same weights, and so is what rolls out
+    assert alone["backward"] > 8 * found["backward"]
+
+
+def test_a_plan_tells_parameters_tokens_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_kimi_audio(tmp_path / KIMI_AUDIO)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    recipe = load_recipe("kimi-audio-7b", [f"sft.base.folder={folder}", "grpo.limit=100"], AlignRecipe)
+    told = plan_of(recipe, tmp_path / "run")
+    assert "# of each of 4 processes" in told and f"{32 * (125 + 8 * 100)} tokens a step" in told and "GiB (weights" in told
+    away = load_recipe("kimi-audio-7b", ["sft.base.folder=nowhere"], AlignRecipe)
+    assert "nowhere is not here" in plan_of(away, tmp_path / "run")
