@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from paras2s_cli.main import main
 from tests.commands import TINY, command, environment, run
 
 pytestmark = pytest.mark.slow
@@ -66,8 +67,12 @@ def test_a_killed_run_ends_with_the_same_losses(unbroken: Path, tmp_path: Path) 
     assert lines_of(metrics) == lines_of(unbroken / "runs" / "pocket" / "grpo" / "metrics.jsonl")
 
 
-def test_another_recipe_does_not_take_over_a_run(unbroken: Path) -> None:
-    said = run(unbroken, "align", "pocket", "seed=7", code=2).stderr
+def test_another_recipe_does_not_take_over_a_run(
+    unbroken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(unbroken)
+    assert main(["align", "pocket", "seed=7"]) == 2
+    said = capsys.readouterr().err
     assert "Traceback" not in said and "seed" in said
 
 
@@ -76,8 +81,9 @@ def test_bench_measures_a_finished_run(unbroken: Path) -> None:
     assert "topline" in done.stdout and (unbroken / "measured" / "rows.jsonl").exists()
 
 
-def test_bench_without_a_run_says_so(tmp_path: Path) -> None:
-    assert "paras2s align" in run(tmp_path, "bench", "sft", code=2).stderr
+def test_bench_without_a_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "sft"]) == 2 and "paras2s align" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

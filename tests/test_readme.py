@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from paras2s_cli.audio.write import write_wav
-from tests.commands import ROOT, TINY, run
+from paras2s_cli.main import main
+from tests.commands import ROOT, TINY
 
 OUTSIDE = re.compile("cmd:|openai:|files:")
 """Of systems that are not our own: tests/verbs/test_bench.py runs these lines."""
@@ -35,7 +36,11 @@ def test_other_commands_are_what_the_makefile_and_the_package_offer(line: str) -
 
 
 @pytest.mark.slow
-def test_every_command_runs(tmp_path: Path, pocket_judge: object, pocket_world: object) -> None:
+def test_every_command_runs(
+    tmp_path: Path, pocket_judge: object, pocket_world: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: `test_end_to_end.py` starts some in their own."""
+    monkeypatch.chdir(tmp_path)
     query, answer = pocket_world.queries("test")[0], pocket_world.answers()[0]  # type: ignore[attr-defined]
     shutil.copy(query.path, tmp_path / "query.wav")
     shutil.copy(answer.path, tmp_path / "answer.wav")
@@ -50,7 +55,9 @@ def test_every_command_runs(tmp_path: Path, pocket_judge: object, pocket_world: 
             words += ["base.train.steps=3", "train.steps=2"]
         words += smaller.get(words[0], [])
         words += ["--dry-run"] if "seed=2" in words else []  # the first `align` does the same
-        said[line] = run(tmp_path, *words).stdout
+        code, told = main(words), capsys.readouterr()
+        assert code == 0, f"{line}: {told.err[-3000:]}"
+        said[line] = told.out
     assert "held_out_text" in said["paras2s sft pocket"] and (tmp_path / "runs" / "pocket-sft" / "model" / "config.json").exists()
     figures = dict(told.split("\t") for told in said["paras2s sft pocket/polytone"].splitlines())
     assert float(figures["style"]) > 0.85 and float(figures["word_error"]) < 0.05 and float(figures["answer_tone_coded"]) > 0.9

@@ -42,18 +42,13 @@ def test_a_run_is_rewarded_by_what_is_heard(
     ]
     words = ["reward=local/distill", *(word for word in TINY if "digits" not in word), *hears, *SMALLER]
     recipe = load_recipe("pocket", words, AlignRecipe)
+    monkeypatch.setattr(pocket_judge.listener, "open_speech", None)  # words of what nobody has learnt to say take long to look for
     said: list[str] = []
 
     def run(recipe: AlignRecipe) -> Run:
-        return Run(
-            recipe,
-            tmp_path / "run",
-            said.append,
-            lambda stage: lambda step, metrics: None,
-            pocket_world,
-            pocket_judge.listener,
-            pocket_judge,
-        )  # type: ignore[arg-type]
+        made = Run(recipe, tmp_path / "run", said.append, lambda stage: lambda step, metrics: None, pocket_world)
+        made.listener, made.judge = pocket_judge.listener, pocket_judge  # type: ignore[assignment]
+        return made
 
     with pytest.raises(Paras2sError, match=r"below reward\.floor"):
         aligned_model(run(recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"floor": 1.0})})))

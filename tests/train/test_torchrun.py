@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,16 @@ LINE = "torchrun --nproc-per-node 2 -m paras2s_cli align pocket --out runs/two"
 
 
 def run(folder: Path, line: str, *words: str) -> subprocess.CompletedProcess[str]:
+    torchrun, *rest = shlex.split(line)
+    assert torchrun == "torchrun"  # which may be out of the path here: it stands beside this interpreter
     done = subprocess.run(
-        [*shlex.split(line), *words], cwd=folder, env=environment(), capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-m", "torch.distributed.run", *rest, *words],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -34,10 +43,11 @@ def run(folder: Path, line: str, *words: str) -> subprocess.CompletedProcess[str
 def test_the_readmes_line(tmp_path: Path, pocket_judge: object) -> None:
     """Two processes do all of it, and the second tells nothing. The reward model is refitted on the way."""
     assert f"    {LINE}\n" in (ROOT / "README.md").read_text()
-    done = run(tmp_path, LINE, "--no-bench", *TINY)
+    few = ["sft.demonstrations.count=12", "sft.train.steps=2", "sft.evaluate_every=2", "reward.answers=16", "grpo.train.steps=2"]
+    done = run(tmp_path, LINE, "--no-bench", *TINY, *few)
     assert done.stderr.count("aligning by GRPO") == done.stderr.count("warming up") == done.stderr.count("the aligned model") == 1
     rows = read_metrics(tmp_path / "runs/two/grpo/metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and all(0 <= row["off_policy_audio"] < 0.1 for row in rows)
+    assert [row["step"] for row in rows] == [1, 2] and all(0 <= row["off_policy_audio"] < 0.1 for row in rows)
     load_model(tmp_path / "runs/two/grpo/model")
 
 

@@ -9,8 +9,8 @@ from paras2s_kernels.gpu import sample_logprob as kernel
 from paras2s_kernels.reference import sample_logprob as reference
 
 
-def test_the_same_tokens_in_thousands_of_rows() -> None:
-    case = oracle.make_case(1000, 61)
+def test_the_same_tokens_in_hundreds_of_rows() -> None:
+    case = oracle.make_case(500, 61)
     ids, logprob = oracle.check(case, kernel.forward, block=64)
     want_ids, want_logprob = oracle.check(case, reference.forward)
     same = ids == want_ids
