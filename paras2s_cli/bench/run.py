@@ -16,11 +16,13 @@ from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.endpoint.cost import Estimate, check_cost
 from paras2s_cli.judge.endpoint.estimate import estimate
 from paras2s_cli.judge.pipeline import Judge
-from paras2s_cli.judge.stages import Utterance, Verdict
+from paras2s_cli.judge.stages import Recording, Utterance, Verdict
 from paras2s_cli.recipe.schema import BenchRecipe
 from paras2s_cli.train.distill import hear_queries
 
 GREEDY, SAMPLED, AS_IS, USUAL = "greedy", "T=1", "as it is", "as usual"
+UNREAD = "(not transcribed)"
+"""What was heard, where the judge puts nothing into words."""
 COMPARED = [("aligned", "sft"), ("sft", "base")]
 
 
@@ -38,6 +40,7 @@ def run_bench(
     sources: Mapping[str, Source] | None = None,
     max_cost: float | None = None,
     mode: str = GREEDY,
+    ears: Judge | None = None,
 ) -> Summary:
     """Measures the recipe's systems on its split.
 
@@ -47,6 +50,7 @@ def run_bench(
         queries: what is asked, instead of the world's queries; nothing but a judge knows what is right then.
         sources: systems by their names that are not our own.
         mode: what the models among the systems do at temperature 0; `as usual` samples as their publishers do.
+        ears: hear the queries for the systems, where the judge puts nothing into words.
 
     Raises:
         UsageError: a system is not known, or the bench is likely to cost more than `max_cost`.
@@ -65,13 +69,14 @@ def run_bench(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "answers").mkdir(exist_ok=True)
     asked = hear_queries(judge, queries)
+    read = hear_queries(ears, queries) if ears else asked
     rows: list[Scored] = []
     for name, mode, temperature in plan:
         say(f"bench: {name} ({mode}) on {len(queries)} queries")
         if name in sources:
-            answers = sources[name].answers(world, queries, asked)
+            answers = sources[name].answers(world, queries, read)
         else:
-            answers = answers_of(name, world, queries, asked, temperature, recipe.seed, load, recipe.answer_limit)
+            answers = answers_of(name, world, queries, read, temperature, recipe.seed, load, recipe.answer_limit)
         rows += scored(name, mode, answers, asked, judge, None if foreign else world, recipe.seed, folder / "answers")
         faults = Counter(answer.fault.failure for answer in answers if answer.fault)
         if faults:
@@ -165,8 +170,8 @@ def _scored(
         seed=seed,
         score=verdict.score if verdict else None,
         truth=truth,
-        heard_text=said.heard.text if said else "",
-        written_text=answer.written if said else None,
+        heard_text=(UNREAD if isinstance(said, Recording) else said.heard.text) if said else "",
+        written_text=answer.written if said and not isinstance(said, Recording) else None,
         tone_in=asked.words,
         tone_out=said.words if said else "",
         reason=verdict.reason if verdict else answer.fault.reason if answer.fault else "",

@@ -9,6 +9,7 @@ from paras2s_cli.judge.pipeline import Judge
 if TYPE_CHECKING:
     from paras2s_cli.judge.endpoint.asking import Asking
     from paras2s_cli.judge.endpoint.scorer import EndpointScorer, Sender
+    from paras2s_cli.judge.hearing.pair_scorer import PairScorer
     from paras2s_cli.judge.local.scorer import LocalScorer
     from paras2s_cli.judge.stages import Describer, Scorer, Transcriber
     from paras2s_cli.recipe.schema import AudioLM, JudgeRecipe, PolytoneRecipe, Whisper
@@ -38,8 +39,12 @@ def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None") -> 
     Raises:
         UsageError: a model cannot be loaded, or as `load_judge`.
     """
+    from paras2s_cli.judge.end_to_end import EndToEndJudge
     from paras2s_cli.judge.hearing.staged import StagedListener
 
+    if recipe.e2e is not None:
+        assert scorer is not None  # see `load_scorer`
+        return EndToEndJudge(scorer)
     transcriber = load_transcriber(recipe.transcribe, say) if recipe.transcribe else None
     describer = load_describer(recipe.tone, say) if recipe.tone else None
     if transcriber is not None and describer is not None:
@@ -70,13 +75,20 @@ def load_describer(settings: "AudioLM", say: Say) -> "Describer":
     return AudioLMDescriber(settings)
 
 
-def load_scorer(recipe: "JudgeRecipe", say: Say, asking: "Asking", sender: "Sender | None" = None) -> "EndpointScorer | LocalScorer | None":
+def load_scorer(
+    recipe: "JudgeRecipe", say: Say, asking: "Asking", sender: "Sender | None" = None
+) -> "EndpointScorer | LocalScorer | PairScorer | None":
     """The third stage; None where it is that of the ears' world. An endpoint is asked through `sender` where there is one.
 
     Raises UsageError for one that cannot be used.
     """
     from paras2s_cli.recipe.schema import LocalLM
 
+    if recipe.e2e is not None:
+        from paras2s_cli.judge.hearing.pair_scorer import PairScorer
+
+        say(f"loading {recipe.e2e.model}")
+        return PairScorer(recipe.e2e, say)
     if isinstance(recipe.score, LocalLM):
         from paras2s_cli.judge.local import scorer
 

@@ -117,7 +117,8 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
                 writer.write(row) if writer is not None else emit(row)
                 tally.add(row.score, row.failure)
                 watch(tally.total, len(rows))
-    say(f"{cache.found} of {len(cache.asked)} utterances from the cache")
+    if recipe.e2e is None:
+        say(f"{cache.found} of {len(cache.asked)} utterances from the cache")
     if scorer is not None:
         say(scorer.report)
     say(str(tally))

@@ -18,8 +18,9 @@ def print_pair(row: Row) -> None:
     """One judgement: both sides, then the scores and why."""
     table = _table("", "query", "answer")
     heard = [row[f"tone_{side}"] is not None for side in _SIDES]
-    said = [f'"{row[f"content_{side}"]}"' for side in _SIDES]
-    table.add_row("said", *map(Text, _where(heard, said, "(no speech)")))
+    said = ["-" if row[f"content_{side}"] is None else f'"{row[f"content_{side}"]}"' for side in _SIDES]
+    spoken = [there or text == "-" for there, text in zip(heard, said, strict=True)]
+    table.add_row("said", *map(Text, _where(spoken, said, "(no speech)")))
     table.add_row("tone", *map(Text, _where(heard, [row[f"tone_{side}"] or "-" for side in _SIDES])))
     for key in ("tones", "voice"):
         shown = _where(heard, [_probabilities(row[f"{key}_{side}"]) for side in _SIDES])

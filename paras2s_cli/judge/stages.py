@@ -98,6 +98,14 @@ class Utterance:
     """The tone in words, as a listener would put it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording(Utterance):
+    """One side of a pair that nobody has put into words: all that is known is whether there is anything to hear."""
+
+    wave: np.ndarray
+    """Mono float32 [T] at RATE."""
+
+
 class Transcriber(Protocol):
     """The first stage, batched."""
 

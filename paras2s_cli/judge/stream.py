@@ -11,7 +11,7 @@ from paras2s_cli.data.rows import BadRow, Judgement, Pair
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.pipeline import Judge, utterance_key
-from paras2s_cli.judge.stages import Toned, Utterance, Verdict
+from paras2s_cli.judge.stages import Recording, Toned, Utterance, Verdict
 from paras2s_cli.judge.windows import AnyPair, Sound, decode_ahead
 
 BATCH = 64
@@ -96,7 +96,9 @@ def told(query: Utterance, answer: Utterance, verdict: Verdict) -> dict[str, Any
 def _side(side: Utterance, where: str) -> dict[str, Any]:
     """What was said and how; where nobody speaks there is no tone either, whatever the networks make of it."""
     fields: dict[str, Any] = {"content": side.heard.text, "tone": None, "tones": {}, "voice": {}}
-    if side.heard.speech:
+    if side.heard.speech and isinstance(side, Recording):
+        fields["content"] = None
+    elif side.heard.speech:
         fields |= {"tone": side.words, "tones": likeliest(side.toned.tones), "voice": voice(side.toned)}
         if side.heard.spans:
             fields["times"] = [[span.text, round(span.begin, 2), round(span.end, 2)] for span in side.heard.spans]

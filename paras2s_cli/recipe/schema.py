@@ -246,10 +246,22 @@ Score = Annotated[
 ]
 
 
+class EndToEnd(LocalModel):
+    """The whole judge as one audio language model, which hears the query and the answer and tells the digit."""
+
+    backend: Literal["audio-lm"] = "audio-lm"
+    adapter: str = ""
+    """A folder with a LoRA adapter (PEFT), as the training of a reward model leaves one."""
+    batch: int = Field(8, ge=1)
+    """Pairs at a time."""
+    floor: float = Field(0.5, ge=0, le=1)
+    """A pair whose five labels have less of the probability than this gets no score."""
+
+
 class JudgeRecipe(RecipeBase):
     """The judge: who hears (transcript and tone), and who scores.
 
-    `ears` hear what no `transcribe` and no `tone` does; without `score`, the rubric of the ears' world scores.
+    `ears` hear what no `transcribe` and no `tone` does; without `score`, the rubric of the ears' world scores. `e2e` does it all.
     """
 
     kind: Literal["judge"] = "judge"
@@ -257,6 +269,7 @@ class JudgeRecipe(RecipeBase):
     transcribe: Whisper | None = None
     tone: AudioLM | None = None
     score: Score | None = None
+    e2e: EndToEnd | None = None
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -265,6 +278,10 @@ class JudgeRecipe(RecipeBase):
 
     @model_validator(mode="after")
     def _whole(self) -> "JudgeRecipe":
+        if self.e2e is not None:
+            if any((self.ears, self.transcribe, self.tone, self.score)):
+                raise ValueError("e2e hears and scores by itself: leave out ears, transcribe, tone and score")
+            return self
         if self.ears is None and (self.transcribe is None or self.tone is None):
             raise ValueError("name both transcribe and tone, or ears (ears: pocket/polytone) for what is not named")
         if self.score is None and (self.transcribe is not None or self.ears is None):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from paras2s_cli.audio.workers import threads_of
-from paras2s_cli.bench.outside import make_sources
+from paras2s_cli.bench.outside import OWN, make_sources
 from paras2s_cli.bench.run import GREEDY, USUAL, run_bench
 from paras2s_cli.bench.stats import Summary
 from paras2s_cli.bench.suite import manifest_queries
@@ -104,6 +104,8 @@ def measure_run(
         judge = assemble_judge(settings.judge, say, load_scorer(settings.judge, say, Asking(), sender))
     else:
         judge = load_judge(run.recipe.judge if run else load_recipe("pocket", (), PolytoneRecipe), say)
+    # A cascade's own transcriber is the judge's, and a judge that hears end to end has none.
+    deaf = settings.judge and settings.judge.e2e and "cascade" in settings.systems and settings.cascade.asr == OWN
     metrics_file = run_folder / "grpo" / "metrics.jsonl"
     return run_bench(
         settings,
@@ -118,6 +120,7 @@ def measure_run(
         sources=sources,
         max_cost=max_cost,
         mode=mode_of(run) if run else GREEDY,
+        ears=load_judge(run.recipe.judge if run else load_recipe("pocket", (), PolytoneRecipe), say) if deaf else None,
     )
 
 

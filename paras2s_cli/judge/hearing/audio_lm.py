@@ -15,7 +15,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing.loading import load_model
 from paras2s_cli.judge.pretrained import version_name
 from paras2s_cli.judge.stages import RATE
-from paras2s_cli.recipe.schema import AudioLM, RewardLM
+from paras2s_cli.recipe.schema import AudioLM, EndToEnd, RewardLM
 
 CLASSES = {"qwen2_audio": "Qwen2AudioForConditionalGeneration", "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration"}
 SOUND = {"qwen2_audio": ("Audio {}: <|audio_bos|>", "<|audio_eos|>\n"), "qwen2_5_omni": ("<|audio_bos|>", "<|audio_eos|>")}
@@ -40,7 +40,7 @@ class Question:
 class AudioLanguageModel:
     """A model that hears one sound or more, and answers questions about them."""
 
-    def __init__(self, settings: AudioLM | RewardLM, key: str) -> None:
+    def __init__(self, settings: AudioLM | EndToEnd | RewardLM, key: str) -> None:
         """Raises UsageError for a model or an adapter that cannot be loaded. `key`: the recipe's section, for messages."""
         loaded = load_model(settings, key, CLASSES)
         self._model = _with_adapter(loaded.model, settings.adapter, key) if settings.adapter else loaded.model

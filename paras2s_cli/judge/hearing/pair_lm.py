@@ -12,7 +12,7 @@ from paras2s_cli.judge.hearing.audio_lm import AudioLanguageModel
 from paras2s_cli.judge.hearing.pair import PAIR
 from paras2s_cli.judge.pair_digits import expected_digit
 from paras2s_cli.models.lora import add_lora
-from paras2s_cli.recipe.schema import RewardLM
+from paras2s_cli.recipe.schema import EndToEnd, RewardLM
 
 
 class DigitRows(nn.Module):
@@ -28,14 +28,14 @@ class DigitRows(nn.Module):
             return hidden[:, -1:].float() @ self.weight.float().T
 
 
-class PairLM(AudioLanguageModel):
-    """An audio language model that grades pairs. `adapter` is what of it is trained.
+class PairHearer(AudioLanguageModel):
+    """An audio language model that hears a query and an answer, up to where its grade is the next token.
 
     Args:
-        key: the recipe's section, for messages. seed: of the fresh adapter, which changes nothing yet.
+        key: the recipe's section, for messages.
     """
 
-    def __init__(self, settings: RewardLM, key: str, seed: int) -> None:
+    def __init__(self, settings: RewardLM | EndToEnd, key: str) -> None:
         """Raises UsageError for a model or an adapter that cannot be loaded, or one without a token for each digit."""
         super().__init__(settings, key)
         self.batch = settings.batch
@@ -43,12 +43,10 @@ class PairLM(AudioLanguageModel):
         if any(len(digit) > 1 for digit in digits):
             raise UsageError(f"{key}.model: {settings.model} has no token for each of the digits 1 to 5; choose another model")
         self._asked_ids = torch.tensor(asked, device=self._device)
-        head = self._model.get_output_embeddings().weight
-        self._model.set_output_embeddings(DigitRows(head.detach()[[digit[0] for digit in digits]]))
-        self.adapter = add_lora(self._model, **settings.lora.model_dump(), seed=seed, within=text_layers(self._model)).eval()
+        self._digits = [digit[0] for digit in digits]
 
     def logits(self, asked: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> Tensor:
-        """Logits [B, 5] fp32 of the digits 1..5 of B pairs, with gradient. Waves: mono float32 [T] at 16 kHz."""
+        """What the model's head says [B, rows] of the token that comes after B pairs, with gradient. Waves: mono float32 [T] at 16 kHz."""
         with torch.autocast("cpu", enabled=False):  # the extractor multiplies in torch, and its sums need all their digits
             inputs = self._inputs(list(zip(asked, said, strict=True)))
         # Padding is on the left, so that the question is the end of every row.
@@ -59,6 +57,26 @@ class PairLM(AudioLanguageModel):
         logits: Tensor = self._model(**inputs, position_ids=positions, use_cache=False).logits
         return logits[:, 0]
 
+    def batches(self, asked: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> list[list[int]]:
+        """The pairs' places, `batch` at a time, those of like length together."""
+        order = sorted(range(len(asked)), key=lambda i: len(asked[i]) + len(said[i]))
+        return [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
+
+
+class PairLM(PairHearer):
+    """An audio language model that grades pairs: its head tells the five digits alone, in fp32. `adapter` is what of it is trained.
+
+    Args:
+        key: the recipe's section, for messages. seed: of the fresh adapter, which changes nothing yet.
+    """
+
+    def __init__(self, settings: RewardLM, key: str, seed: int) -> None:
+        """Raises UsageError as `PairHearer`."""
+        super().__init__(settings, key)
+        head = self._model.get_output_embeddings().weight
+        self._model.set_output_embeddings(DigitRows(head.detach()[self._digits]))
+        self.adapter = add_lora(self._model, **settings.lora.model_dump(), seed=seed, within=text_layers(self._model)).eval()
+
     @torch.no_grad()
     def grade(self, asked: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> Tensor:
         """The expected digits [B] fp32 of B pairs, on the CPU."""
@@ -66,11 +84,6 @@ class PairLM(AudioLanguageModel):
         for rows in self.batches(asked, said):
             found[rows] = expected_digit(self.logits([asked[i] for i in rows], [said[i] for i in rows])).cpu()
         return found
-
-    def batches(self, asked: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> list[list[int]]:
-        """The pairs' places, `batch` at a time, those of like length together."""
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i]) + len(said[i]))
-        return [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
 
 
 def text_layers(model: nn.Module) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from paras2s_cli.errors import UsageError
+from paras2s_cli.judge.label_verdict import label_verdict
 from paras2s_cli.judge.local.load import load_lm
-from paras2s_cli.judge.local.prompt import LABELS, Prompts, rubric_hash
+from paras2s_cli.judge.local.prompt import Prompts, rubric_hash
 from paras2s_cli.judge.local.reader import LabelReader
 from paras2s_cli.judge.silence import verdict_on_silence
 from paras2s_cli.judge.stages import Utterance, Verdict
@@ -63,7 +64,8 @@ class LocalScorer:
         found: dict[int, Verdict] = {}
         for batch in self._batches(fits, prompts):
             labels, mass = self._reader.read([prompts[place] for place in batch])
-            found |= {place: self._verdict(*row) for place, *row in zip(batch, labels.tolist(), mass.tolist(), strict=True)}
+            for place, row, whole in zip(batch, labels.tolist(), mass.tolist(), strict=True):
+                found[place] = label_verdict(row, whole, self._settings.floor, "score.floor")
         too_long = Verdict(None, None, None, f"The prompt has more than the {self._longest} tokens that the model reads.", "judge-failed")
         for place, i in enumerate(asked):
             verdicts[i] = found.get(place, too_long)
@@ -84,22 +86,6 @@ class LocalScorer:
             self._tokens += own
         if batch:
             yield batch
-
-    def _verdict(self, labels: Sequence[float], mass: float) -> Verdict:
-        if not (math.isfinite(mass) and all(map(math.isfinite, labels))):
-            return Verdict(None, None, None, "The model's logits are not finite.", "judge-failed")
-        best = max(range(len(labels)), key=labels.__getitem__)
-        more = {
-            "label": int(LABELS[best]),
-            "labels": {label: round(value, 6) for label, value in zip(LABELS, labels, strict=True)},
-            "label_mass": round(mass, 6),
-        }
-        if mass < self._settings.floor:
-            reason = f"The labels 1 to 5 have {mass:.2g} of the probability, less than score.floor {self._settings.floor:g}."
-            return Verdict(None, None, None, f"{reason} The model would not reply with a score.", "wrong-schema", more=more)
-        score = sum(int(label) * value for label, value in zip(LABELS, labels, strict=True))
-        reason = f"The likeliest score is {LABELS[best]}, with {labels[best]:.2f} of the labels' probability."
-        return Verdict(None, None, min(5.0, max(1.0, round(score, 6))), reason, more=more)
 
     def _checked(self, model: Any) -> LabelReader:
         """A reader that agrees with the model's own forward on one prompt: layers that overlook the prefix, or a head that is more than a

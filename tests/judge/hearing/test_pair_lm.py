@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from paras2s_cli.errors import UsageError
-from paras2s_cli.judge.hearing.pair import PAIR
 from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.pair_digits import expected_digit
 from paras2s_cli.recipe.schema import RewardLM
-from tests.qwen2_5_omni import write_qwen2_5_omni
+from tests.pair_forward import Slow
 
 FAMILIES = ["qwen2_audio", "omni"]
-LENGTHS = [(8000, 31000), (30000, 3000), (12345, 20000), (5000, 1700)]
-"""Samples of query and answer."""
-
-
-@pytest.fixture(scope="module")
-def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Qwen2.5-Omni whole, with a talker that is not needed here."""
-    return {**checkpoints, "omni": write_qwen2_5_omni(tmp_path_factory.mktemp("whole") / "omni")}
 
 
 @pytest.fixture(scope="module")
@@ -46,56 +35,6 @@ def made(folder: Path) -> PairLM:
     return model
 
 
-@pytest.fixture(scope="module")
-def pairs() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    rng = np.random.default_rng(0)
-
-    def wave(length: int) -> np.ndarray:
-        pitch, loud = rng.uniform(150, 900), rng.uniform(0.05, 0.4)
-        return (loud * np.sin(2 * np.pi * pitch * np.arange(length) / 16000) + 0.02 * rng.standard_normal(length)).astype(np.float32)
-
-    return [wave(a) for a, _ in LENGTHS], [wave(b) for _, b in LENGTHS]
-
-
-class Slow:
-    """The library's model with the adapter merged by peft: one pair at a time, its prompt made by the folder's own template."""
-
-    def __init__(self, family: str, folder: Path, adapter: Path) -> None:
-        import transformers
-        from peft import PeftModel
-
-        self.family, self.folder = family, folder
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        self.extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-        kind = "Qwen2AudioForConditionalGeneration" if family == "qwen2_audio" else "Qwen2_5OmniThinkerForConditionalGeneration"
-        model: Any = getattr(transformers, kind).from_pretrained(folder)
-        self.model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
-
-    def prompt(self, waves: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        asked = {"role": "user", "content": [*[{"type": "audio", "audio": ""}] * 2, {"type": "text", "text": PAIR.text}]}
-        if self.family == "qwen2_audio":
-            import transformers
-
-            processor = transformers.Qwen2AudioProcessor.from_pretrained(self.folder)
-            text = processor.apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
-            return dict(processor(text=text, audio=waves, sampling_rate=16000, return_tensors="pt"))
-        heard = self.extractor(waves, sampling_rate=16000, return_tensors="pt", return_attention_mask=True, padding="max_length")
-        template = json.loads((self.folder / "chat_template.json").read_text())["chat_template"]
-        said = [{"role": "system", "content": "You are a helpful assistant."}, asked]
-        parts = self.tokenizer.apply_chat_template(said, chat_template=template, add_generation_prompt=True, tokenize=False)
-        before, between, after = parts.split("<|AUDIO|>")
-        first, second = ("<|AUDIO|>" * (((frames - 1) // 2 - 1) // 2 + 1) for frames in heard["attention_mask"].sum(1).tolist())
-        ids = self.tokenizer(before + first + between + second + after, return_tensors="pt").input_ids
-        features = {"input_features": heard["input_features"], "feature_attention_mask": heard["attention_mask"]}
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **features}
-
-    @torch.no_grad()
-    def digits(self, asked: np.ndarray, said: np.ndarray) -> list[float]:
-        """Probabilities of the five digits among themselves."""
-        logits = self.model(**self.prompt([asked, said])).logits[0, -1].double()
-        return logits[[self.tokenizer.convert_tokens_to_ids(digit) for digit in "12345"]].softmax(0).tolist()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_digits_are_what_the_library_says_a_pair_at_a_time(
     family: str, folders: dict[str, Path], models: dict[str, PairLM], pairs: tuple[list, list], tmp_path: Path
@@ -106,7 +45,7 @@ def test_digits_are_what_the_library_says_a_pair_at_a_time(
         found = model.logits(asked, said).softmax(-1)
     slow = Slow(family, folders[family], tmp_path)
     for row, query, answer in zip(found, asked, said, strict=True):
-        np.testing.assert_allclose(row, slow.digits(query, answer), atol=1e-5)
+        np.testing.assert_allclose(row, slow.digits(query, answer)[0], atol=1e-5)
         swapped = model.logits(said, asked).softmax(-1)
         with model.adapter.off():
             bare = model.logits(asked, said).softmax(-1)
