@@ -13,6 +13,7 @@ from paras2s_cli.bench.stats import Scored, Summary, summarise
 from paras2s_cli.bench.systems import MODELS, REFERENCES, Answer, LoadModel, answers_of, parse_systems, saved
 from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.worlds import Spoken, World
+from paras2s_cli.endpoint import transcription
 from paras2s_cli.endpoint.cost import Estimate, check_cost
 from paras2s_cli.judge.endpoint.estimate import estimate
 from paras2s_cli.judge.pipeline import Judge
@@ -105,6 +106,10 @@ def estimates(recipe: BenchRecipe, sources: Mapping[str, Source], measured: int,
     if recipe.judge and recipe.judge.endpoint:
         # An answer is reckoned to be as long as its query.
         found.append(("the judge", estimate(recipe.judge.endpoint, measured * count, 2 * measured * seconds)))
+    if recipe.judge and recipe.judge.transcriptions:
+        # Every query is heard once.
+        heard = transcription.estimate(recipe.judge.transcriptions, (measured + 1) * count, (measured + 1) * seconds)
+        found.append(("the judge's transcriber", heard))
     return found
 
 
@@ -171,7 +176,7 @@ def _scored(
         score=verdict.score if verdict else None,
         truth=truth,
         heard_text=(UNREAD if isinstance(said, Recording) else said.heard.text) if said else "",
-        written_text=answer.written if said and not isinstance(said, Recording) else None,
+        written_text=answer.written if said and not isinstance(said, Recording) and said.heard.failure is None else None,
         tone_in=asked.words,
         tone_out=said.words if said else "",
         reason=verdict.reason if verdict else answer.fault.reason if answer.fault else "",

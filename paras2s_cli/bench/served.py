@@ -11,10 +11,9 @@ from paras2s_cli.bench.stage import Ask, Reply, Settle
 from paras2s_cli.endpoint.client import Call, Client, Read, count_tokens
 from paras2s_cli.endpoint.cost import Estimate, Purse, price
 from paras2s_cli.endpoint.reply import Fault, Message, Usage, read_body, read_choice, read_fault, read_json, read_text, short
+from paras2s_cli.endpoint.transcription import PATH, count_sound, read_transcription, response_format
 from paras2s_cli.recipe.schema import Endpoint, Servers
 
-TOKENS_A_SECOND = 25.0
-"""Of sound that a model hears, on the safe side: Qwen2.5-Omni takes 25, GPT-4o 10."""
 TOKENS_OF_A_REPLY = 200
 TOKENS_OF_A_TEXT = 40
 _AT_ONCE = 256
@@ -58,7 +57,7 @@ class Served:
     def estimate(self, count: int, seconds: float) -> Estimate | None:
         """See `Stage`. A text is reckoned as a short sentence."""
         hears = isinstance(self.part, SpokenAnswer | Transcript)
-        tokens_in = round(seconds * TOKENS_A_SECOND) if hears else count * TOKENS_OF_A_TEXT
+        tokens_in = count_sound(seconds) if hears else count * TOKENS_OF_A_TEXT
         each = count_tokens([self.servers.prompt])
         usage = Usage(count * each + tokens_in, count * min(TOKENS_OF_A_REPLY, self.endpoint.max_tokens))
         return Estimate(count, usage.tokens_in, usage.tokens_out, price(self.endpoint, usage))
@@ -79,7 +78,7 @@ class Served:
 
     def _call(self, key: str, ask: Ask) -> Call:
         seconds = len(read_audio(ask.query)) / 16000 if ask.query else 0.0
-        tokens = count_tokens([self.servers.prompt, ask.text or "", ask.style or ""]) + round(seconds * TOKENS_A_SECOND)
+        tokens = count_tokens([self.servers.prompt, ask.text or "", ask.style or ""]) + count_sound(seconds)
         body = self.part.body(ask, self.servers) | self.settings
         return Call(key, body, tokens, self.part.files(ask))
 
@@ -137,22 +136,19 @@ class WrittenAnswer:
 class Transcript:
     """A recording in, its words out."""
 
-    path = "audio/transcriptions"
+    path = PATH
 
     def body(self, ask: Ask, servers: Servers) -> dict[str, Any]:
-        return {"response_format": "json"}
+        return response_format("none")
 
     def files(self, ask: Ask) -> dict[str, tuple[str, bytes]]:
         return {"file": ("query.wav", _wav(ask))}
 
     def read(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply | Fault:
-        reply = read_json(status, headers, body)
-        if isinstance(reply, Fault):
-            return reply
-        text = reply.get("text") if isinstance(reply, dict) else None
-        if not isinstance(text, str):
-            return Fault("wrong-schema", f"not a transcription: {short(str(reply))}", "yes")
-        return Reply(text.strip()) if text.strip() else Fault("empty", "the transcription is empty")
+        found = read_transcription(status, headers, body)
+        if isinstance(found, Fault):
+            return found
+        return Reply(found.text) if found.text else Fault("empty", "the transcription is empty")
 
 
 class Speech:

@@ -18,10 +18,14 @@ class Estimate:
     tokens_in: int
     tokens_out: int
     cost: float | None
+    minutes: float | None = None
+    """Of sound, where that is what has a price."""
 
     def __str__(self) -> str:
         price = "no prices in the recipe" if self.cost is None else f"cost {self.cost:.2f}"
-        return f"up to {self.requests:,} requests, about {self.tokens_in:,} tokens in and {self.tokens_out:,} out, {price}"
+        tokens = f"{self.tokens_in:,} tokens in and {self.tokens_out:,} out"
+        size = tokens if self.minutes is None else f"{self.minutes:.1f} minutes of sound"
+        return f"up to {self.requests:,} requests, about {size}, {price}"
 
 
 def check_cost(found: Sequence[Estimate], max_cost: float | None) -> None:
@@ -30,7 +34,10 @@ def check_cost(found: Sequence[Estimate], max_cost: float | None) -> None:
     if max_cost is None:
         return
     if len(costs) < len(found):
-        raise UsageError("--max-cost needs prices: write price_in and price_out (of a million tokens) beside the model in the recipe")
+        raise UsageError(
+            "--max-cost needs prices: write price_in and price_out (of a million tokens) beside the model in the recipe,"
+            " and price (of a minute of sound) in transcribe"
+        )
     if sum(costs) > max_cost:
         raise UsageError(f"the run is likely to cost {sum(costs):.2f}, more than --max-cost {max_cost:g}; ask for less or allow more")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from paras2s_cli.judge.hearing.pair_scorer import PairScorer
     from paras2s_cli.judge.local.scorer import LocalScorer
     from paras2s_cli.judge.stages import Describer, Scorer, Transcriber
-    from paras2s_cli.recipe.schema import AudioLM, JudgeRecipe, PolytoneRecipe, Whisper
+    from paras2s_cli.recipe.schema import AudioLM, JudgeRecipe, PolytoneRecipe, Transcriptions, Whisper
 
 MAKERS = {"pocket": "paras2s_cli.train.polytone:make_judge"}
 """World -> the function that makes its judge from a recipe, training what the cache lacks."""
@@ -33,7 +33,7 @@ def load_judge(recipe: "PolytoneRecipe", say: Say, scorer: "Scorer | None" = Non
     return judge
 
 
-def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None") -> Judge:
+def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None", asking: "Asking") -> Judge:
     """The judge of a judge's recipe: each stage the backend that it names, else the ears' own.
 
     Raises:
@@ -45,7 +45,7 @@ def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None") -> 
     if recipe.e2e is not None:
         assert scorer is not None  # see `load_scorer`
         return EndToEndJudge(scorer)
-    transcriber = load_transcriber(recipe.transcribe, say) if recipe.transcribe else None
+    transcriber = load_transcriber(recipe.transcribe, say, asking) if recipe.transcribe else None
     describer = load_describer(recipe.tone, say) if recipe.tone else None
     if transcriber is not None and describer is not None:
         assert scorer is not None  # here and below, the recipe's model sees to it
@@ -59,8 +59,10 @@ def assemble_judge(recipe: "JudgeRecipe", say: Say, scorer: "Scorer | None") -> 
     return judge
 
 
-def load_transcriber(settings: "Whisper", say: Say) -> "Transcriber":
-    """The first stage. Raises UsageError for a model that cannot be loaded."""
+def load_transcriber(settings: "Whisper | Transcriptions", say: Say, asking: "Asking") -> "Transcriber":
+    """The first stage. Raises UsageError for a model that cannot be loaded, or an endpoint that cannot be used."""
+    if settings.backend == "endpoint":
+        return asking.transcriber(settings, say)
     from paras2s_cli.judge.hearing.whisper import WhisperTranscriber
 
     say(f"loading {settings.model}")

@@ -21,20 +21,22 @@ class ContentCache(ABC, Generic[T]):
     remembered for as long as this process runs.
     """
 
-    def __init__(self, model: str, name: str, say: Callable[[str], None]) -> None:
+    def __init__(self, model: str, name: str, say: Callable[[str], None], *, keep: bool = True) -> None:
+        """keep: on disk. Else what is heard is remembered only."""
         self.path: Path = cache_root() / "heard" / file_name(model) / name
         self.asked: set[str] = set()
         """Distinct keys that were ever fetched."""
         self.found = 0
         """Those of them that were there at the first time of asking."""
         self._say = say
-        self._memory: dict[str, T] | None = None
+        self._memory: dict[str, T] | None = None if keep else {}
+        self._on_disk = keep
 
     def fetch(self, keys: Iterable[str]) -> dict[str, T]:
         """Those of `keys` that are known."""
         wanted = list(dict.fromkeys(keys))
         known = {key: self._memory[key] for key in wanted if key in self._memory} if self._memory else {}
-        if self.path.exists():
+        if self._on_disk and self.path.exists():
             try:
                 known |= self._read([key for key in wanted if key not in known])
             except sqlite3.DatabaseError as error:

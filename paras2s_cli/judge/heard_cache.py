@@ -11,8 +11,8 @@ from paras2s_cli.judge.stages import Heard, Span, Toned, Utterance
 class HeardCache(ContentCache[Utterance]):
     """Utterances by `utterance_key`, of one version of a listener."""
 
-    def __init__(self, listener: str, say: Callable[[str], None]) -> None:
-        super().__init__(listener, "utterances.sqlite", say)
+    def __init__(self, listener: str, say: Callable[[str], None], *, keep: bool = True) -> None:
+        super().__init__(listener, "utterances.sqlite", say, keep=keep)
 
     def _dump(self, value: Utterance) -> str:
         return json.dumps(asdict(value), default=float)

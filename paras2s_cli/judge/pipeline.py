@@ -28,7 +28,7 @@ class Judge:
         return {"listener": self.listener.name, "scorer": self.scorer.name}
 
     def hear(self, waves: Sequence[np.ndarray], role: str, progress: Callable[[int], None] | None = None) -> list[Utterance]:
-        """Stages one and two.
+        """Stages one and two. What a server failed to hear is not remembered.
 
         Args:
             waves: mono float32 at 16 kHz, [T] each.
@@ -38,13 +38,15 @@ class Judge:
         keys = [utterance_key(wave, role) for wave in waves]
         missing = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in self.remembered}
         names = sorted(missing, key=lambda key: len(missing[key]))  # batches of like length
+        failed: dict[str, Utterance] = {}
         for start in range(0, len(names), BATCH):
             batch = names[start : start + BATCH]
-            self.remembered.update(zip(batch, self.listener.listen([missing[k] for k in batch], role), strict=True))
+            for key, utterance in zip(batch, self.listener.listen([missing[k] for k in batch], role), strict=True):
+                (self.remembered if utterance.heard.failure is None else failed)[key] = utterance
             self.listened += len(batch)
             if progress:
                 progress(len(batch))
-        return [self.remembered[key] for key in keys]
+        return [failed[key] if key in failed else self.remembered[key] for key in keys]
 
     def judge(
         self, queries: Sequence[np.ndarray], answers: Sequence[np.ndarray], *, closed: bool = False

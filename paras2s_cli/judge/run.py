@@ -54,8 +54,12 @@ class Settings:
     def load_recipe(self) -> JudgeRecipe:
         """Raises UsageError for a recipe that is at fault, and for options that it has no use for."""
         recipe = choose().recipe if self.judge == AUTO else load_recipe(self.judge, [], JudgeRecipe)
-        self.asking.check(recipe.endpoint, self.judge)
+        self.asking.check(recipe, self.judge)
         return recipe
+
+    def heard_cache(self, recipe: JudgeRecipe, listener: str, say: Say) -> HeardCache:
+        """What a server heard is not taken from the cache where it is to be asked again."""
+        return HeardCache(listener, say, keep=self.asking.cache or recipe.transcriptions is None)
 
     def tell_choice(self, say: Say) -> None:
         """Says which judge was chosen, where the choice was left to us."""
@@ -67,10 +71,10 @@ def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judge
     """One pair. Raises UsageError for audio that cannot be read, before anything is made."""
     recipe = settings.load_recipe()
     waves = _read(query, settings), _read(answer, settings)
-    settings.asking.tell_cost(recipe.endpoint, 1, sum(map(len, waves)) / RATE, say)
-    judge = assemble_judge(recipe, say, load_scorer(recipe, say, settings.asking))
+    settings.asking.tell_cost(recipe, 1, sum(map(len, waves)) / RATE, say)
+    judge = assemble_judge(recipe, say, load_scorer(recipe, say, settings.asking), settings.asking)
     settings.tell_choice(say)
-    cache = HeardCache(judge.listener.name, say)
+    cache = settings.heard_cache(recipe, judge.listener.name, say)
     heard = hear_and_score(judge, cache, [waves], closed=settings.closed)[0]
     names = {"query": str(query), "system": str(answer), "answer": str(answer)}
     return Judgement.model_validate(names | {"judge": who(judge, settings.closed)} | told(*heard))
@@ -87,10 +91,10 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
     if out is not None:
         check_writable(out, manifest)
         left = _left(rows, already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows]))
-    settings.asking.tell_cost(recipe.endpoint, len(left), sum(map(sound_seconds, left)), say)
+    settings.asking.tell_cost(recipe, len(left), sum(map(sound_seconds, left)), say)
     scorer = load_scorer(recipe, say, settings.asking)
-    judge = assemble_judge(recipe, say, scorer)
-    cache = HeardCache(judge.listener.name, say)
+    judge = assemble_judge(recipe, say, scorer, settings.asking)
+    cache = settings.heard_cache(recipe, judge.listener.name, say)
     if out is not None:
         check_same_judge(out, read_scores(out), who(judge, settings.closed))
     settings.tell_choice(say)
@@ -155,8 +159,7 @@ def plan_manifest(manifest: str, out: Path | None, settings: Settings) -> str:
 
 
 def _asked(settings: Settings, recipe: JudgeRecipe, pairs: int, seconds: float) -> str:
-    plan = settings.asking.plan(recipe.endpoint, pairs, seconds)
-    return f"\n# {plan}" if plan else ""
+    return "".join(f"\n# {line}" for line in settings.asking.plan(recipe, pairs, seconds))
 
 
 def _left(rows: Sequence[AnyPair], done: Sequence[bool]) -> list[AnyPair]:

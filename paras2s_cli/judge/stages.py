@@ -40,6 +40,10 @@ class Heard:
     """Mean log-likelihood ratio a letter between the text and whatever fits best; 0 is a perfect fit."""
     spans: tuple[Span, ...] = ()
     """When the words are said, where the backend tells."""
+    failure: Failure | None = None
+    """Why the words are not known; such an utterance is in no cache."""
+    reason: str = ""
+    """The failure in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,9 @@ def told(query: Utterance, answer: Utterance, verdict: Verdict) -> dict[str, Any
 def _side(side: Utterance, where: str) -> dict[str, Any]:
     """What was said and how; where nobody speaks there is no tone either, whatever the networks make of it."""
     fields: dict[str, Any] = {"content": side.heard.text, "tone": None, "tones": {}, "voice": {}}
-    if side.heard.speech and isinstance(side, Recording):
+    if side.heard.failure is not None or (side.heard.speech and isinstance(side, Recording)):
         fields["content"] = None
-    elif side.heard.speech:
+    if side.heard.speech and not isinstance(side, Recording):
         fields |= {"tone": side.words, "tones": likeliest(side.toned.tones), "voice": voice(side.toned)}
         if side.heard.spans:
             fields["times"] = [[span.text, round(span.begin, 2), round(span.end, 2)] for span in side.heard.spans]

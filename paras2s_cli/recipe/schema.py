@@ -1,6 +1,7 @@
 """Every recipe's fields, their defaults and what they mean."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
@@ -123,33 +124,57 @@ def _http(url: str) -> str:
 
 
 BaseUrl = Annotated[str, AfterValidator(_http)]
-"""What /chat/completions is put after."""
+"""What /chat/completions and /audio/transcriptions are put after."""
 
 
-class Server(RecipeBase):
-    """How a server is asked that speaks OpenAI's protocol (vLLM, SGLang, GPT)."""
+class Limits(RecipeBase):
+    """How much of a server that speaks OpenAI's protocol is asked, whatever it is asked for, and with which key."""
 
     key_env: Annotated[str, BeforeValidator(lambda name: "" if name is None else name)] = "OPENAI_API_KEY"
     """The environment variable that holds the key; empty for a server that asks for none."""
-    temperature: float | None = Field(0.0, ge=0)
-    max_tokens: int = Field(400, ge=1)
-    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    extra: dict[str, Any] = Field({})
-    """Further keys of the request, as they are."""
     concurrency: int = Field(64, ge=1)
     """The most requests at a time."""
     requests_a_minute: int = Field(0, ge=0)
-    tokens_a_minute: int = Field(0, ge=0)
     """0 is no limit."""
     timeout: float = Field(60.0, gt=0)
     """Seconds of one request."""
     deadline: float = Field(600.0, gt=0)
-    """Seconds of a pair: its requests and the pauses between them, and not the waiting for its turn."""
+    """Seconds of a pair or an utterance: its requests and the pauses between them, and not the waiting for its turn."""
     retries: int = Field(6, ge=0)
     backoff: float = Field(1.0, gt=0)
     """Seconds before the first retry; each further one waits twice as long."""
     seed: int = Field(1, ge=0)
     """Of the backoff's jitter."""
+
+
+class Transcriptions(Limits):
+    """The judge's first stage as a server of /audio/transcriptions (OpenAI's, vLLM, speaches)."""
+
+    backend: Literal["endpoint"] = "endpoint"
+    base_url: BaseUrl
+    model: str = Field(min_length=1)
+    revision: str = ""
+    """Which weights the server holds, where the model's name does not say it."""
+    language: str = ""
+    """A code such as `en`; empty: found out by the model."""
+    times: Literal["word", "none"] = "none"
+    """word asks for verbose_json, which not every model can write."""
+    extra: dict[str, str | int | float | bool] = Field({})
+    """Further fields of the request, as they are."""
+    price: float | None = Field(None, ge=0)
+    """Of a minute of sound, in any currency."""
+
+
+class Server(Limits):
+    """How a server is asked that speaks OpenAI's protocol (vLLM, SGLang, GPT)."""
+
+    temperature: float | None = Field(0.0, ge=0)
+    max_tokens: int = Field(400, ge=1)
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra: dict[str, Any] = Field({})
+    """Further keys of the request, as they are."""
+    tokens_a_minute: int = Field(0, ge=0)
+    """0 is no limit."""
     price_in: float | None = Field(None, ge=0)
     price_out: float | None = Field(None, ge=0)
     """Of a million tokens, in any currency."""
@@ -235,14 +260,23 @@ class LocalLM(LocalModel):
     """Further arguments of the chat template, as they are."""
 
 
-def _backend(score: Any) -> str:
-    backend = score.get("backend", "endpoint") if isinstance(score, dict) else getattr(score, "backend", "endpoint")
-    return backend if isinstance(backend, str) else ""
+def _backend_or(usual: str) -> Callable[[Any], str]:
+    """Reads a stage's backend; the `usual` one where none is named."""
+
+    def backend_of(stage: Any) -> str:
+        backend = stage.get("backend", usual) if isinstance(stage, dict) else getattr(stage, "backend", usual)
+        return backend if isinstance(backend, str) else ""
+
+    return backend_of
 
 
+Transcribe = Annotated[
+    Annotated[Whisper, Tag("whisper")] | Annotated[Transcriptions, Tag("endpoint")],
+    Discriminator(_backend_or("whisper"), "unknown_backend", "backend must be whisper or endpoint"),
+]
 Score = Annotated[
     Annotated[Endpoint, Tag("endpoint")] | Annotated[LocalLM, Tag("local")],
-    Discriminator(_backend, "unknown_backend", "backend must be endpoint or local"),
+    Discriminator(_backend_or("endpoint"), "unknown_backend", "backend must be endpoint or local"),
 ]
 
 
@@ -266,7 +300,7 @@ class JudgeRecipe(RecipeBase):
 
     kind: Literal["judge"] = "judge"
     ears: PolytoneRecipe | None = None
-    transcribe: Whisper | None = None
+    transcribe: Transcribe | None = None
     tone: AudioLM | None = None
     score: Score | None = None
     e2e: EndToEnd | None = None
@@ -275,6 +309,11 @@ class JudgeRecipe(RecipeBase):
     def endpoint(self) -> Endpoint | None:
         """The score stage, where it is an endpoint."""
         return self.score if isinstance(self.score, Endpoint) else None
+
+    @property
+    def transcriptions(self) -> Transcriptions | None:
+        """The transcribe stage, where it is an endpoint."""
+        return self.transcribe if isinstance(self.transcribe, Transcriptions) else None
 
     @model_validator(mode="after")
     def _whole(self) -> "JudgeRecipe":

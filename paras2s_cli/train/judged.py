@@ -71,7 +71,8 @@ def judge_of(run: Run) -> Judge:
     if chosen is None:
         return run.judge
     with run.ranks.in_turn():
-        return assemble_judge(chosen, run.say, load_scorer(chosen, run.say, Asking()))
+        asking = Asking()
+        return assemble_judge(chosen, run.say, load_scorer(chosen, run.say, asking), asking)
 
 
 def reward_of(run: Run, warm: Speaker, heard: JudgedSound) -> RewardFunction:

@@ -14,7 +14,6 @@ from paras2s_cli.bench.systems import MODELS, Loaded, LoadModel
 from paras2s_cli.data.cache import is_complete
 from paras2s_cli.data.worlds import World, load_world
 from paras2s_cli.endpoint.client import Client
-from paras2s_cli.endpoint.cost import Purse
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.backends import assemble_judge, load_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
@@ -87,11 +86,11 @@ def measure_run(
         UsageError: the folder is no align run, or lacks a model that is to be measured; or a system cannot be asked.
         Paras2sError: a server refuses all, or `max_cost` would be passed.
     """
-    purse = Purse(max_cost)
+    asking = Asking(max_cost=max_cost)
     models = [name for name in settings.systems if name in MODELS]
-    sources = make_sources(settings, out / "replies", purse, say, lambda name: _count(watch(name)), allow_outside=allow_outside)
+    sources = make_sources(settings, out / "replies", asking.purse, say, lambda name: _count(watch(name)), allow_outside=allow_outside)
     endpoint = settings.judge.endpoint if settings.judge else None
-    sender = Client(endpoint, read_response, purse=purse) if endpoint else None
+    sender = Client(endpoint, read_response, purse=asking.purse) if endpoint else None
     queries = None
     if settings.queries is not None:
         path = Path(settings.queries)
@@ -101,7 +100,7 @@ def measure_run(
     if run and not sources and queries is None and settings.judge is None:
         judge = run.judge
     elif settings.judge:
-        judge = assemble_judge(settings.judge, say, load_scorer(settings.judge, say, Asking(), sender))
+        judge = assemble_judge(settings.judge, say, load_scorer(settings.judge, say, asking, sender), asking)
     else:
         judge = load_judge(run.recipe.judge if run else load_recipe("pocket", (), PolytoneRecipe), say)
     # A cascade's own transcriber is the judge's, and a judge that hears end to end has none.

@@ -154,9 +154,9 @@ def test_the_pocket_judge_loads_no_library_of_models() -> None:
     program = (
         "import sys\nfrom paras2s_cli.recipe.load import load_recipe\nfrom paras2s_cli.recipe.schema import JudgeRecipe\n"
         "import paras2s_cli.judge.run, paras2s_cli.train.polytone, paras2s_cli.pocket.embedded\n"
-        "from paras2s_cli.judge.backends import assemble_judge, MAKERS\n"
+        "from paras2s_cli.judge.backends import assemble_judge, MAKERS\nfrom paras2s_cli.judge.endpoint.asking import Asking\n"
         f"sys.path.insert(0, {str(ROOT / 'tests' / 'judge' / 'support')!r})\nMAKERS['pocket'] = {MAKER!r}\n"
-        "assemble_judge(load_recipe('pocket', [], JudgeRecipe), print, None)\n"
+        "assemble_judge(load_recipe('pocket', [], JudgeRecipe), print, None, Asking())\n"
         "assert not {'transformers', 'peft'} & set(sys.modules)\n"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

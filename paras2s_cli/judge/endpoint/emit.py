@@ -4,7 +4,6 @@ from pathlib import Path
 
 from paras2s_cli.judge.backends import Say, assemble_judge
 from paras2s_cli.judge.endpoint.batch import BatchFile
-from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.run import Settings, Watch, read_manifest
 from paras2s_cli.judge.stream import judge_stream
 from paras2s_cli.judge.windows import sound_seconds
@@ -16,12 +15,12 @@ def emit_batch(manifest: str, file: Path, settings: Settings, say: Say, watch: W
     Raises UsageError, having written nothing, for a manifest, a recipe or a `file` that cannot be used.
     """
     recipe, (rows, folder) = settings.load_recipe(), read_manifest(manifest, settings)
-    settings.asking.tell_cost(recipe.endpoint, len(rows), sum(map(sound_seconds, rows)), say)
+    settings.asking.tell_cost(recipe, len(rows), sum(map(sound_seconds, rows)), say)
     with BatchFile(file) as batch:
-        judge = assemble_judge(recipe, say, settings.asking.scorer(recipe.endpoint, say, batch))
+        judge = assemble_judge(recipe, say, settings.asking.scorer(recipe.endpoint, say, batch), settings.asking)
         stream = judge_stream(
             judge,
-            HeardCache(judge.listener.name, say),
+            settings.heard_cache(recipe, judge.listener.name, say),
             rows,
             [False] * len(rows),
             folder=folder,

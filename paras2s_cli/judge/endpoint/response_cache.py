@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Generic, Protocol, TypeVar
 
 from paras2s_cli.data.cache import cache_root, folder_lock
 from paras2s_cli.data.manifest import append_row, drop_torn_line
-from paras2s_cli.endpoint.reply import Usage
+from paras2s_cli.endpoint.reply import Fault, Usage
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.endpoint.verdict import Answer, read_message
 
@@ -23,33 +23,46 @@ CREATE TABLE IF NOT EXISTS replayed (place INTEGER NOT NULL, digest TEXT NOT NUL
 """
 
 
-class ResponseCache:
-    """Verdicts by the key of their call. Faults are not kept. Several processes may use it at a time.
+class Reply(Protocol):
+    """What is kept: the text that it is read from again, and the tokens that were counted."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def usage(self) -> Usage | None: ...
+
+
+R = TypeVar("R", bound=Reply)
+
+
+class ReplyCache(Generic[R]):
+    """Replies by the key of their call. Faults are not kept. Several processes may use it at a time.
 
     A cache that cannot be read or written costs requests, not results: `say` is told once, and answers are remembered for as long as
     this process runs.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.path = cache_root() / "answers" / "answers.jsonl"
+    def __init__(self, say: Callable[[str], None], name: str, read: Callable[[str, Usage | None], R | Fault]) -> None:
+        """name: of the folder and its files. read: makes a reply of its text; one that is a fault by now is not known."""
+        self.path = cache_root() / name / f"{name}.jsonl"
         self.index = self.path.with_suffix(".sqlite")
-        self._say = say
-        self._memory: dict[str, Answer] | None = None
+        self._say, self._read = say, read
+        self._memory: dict[str, R] | None = None
 
-    def fetch(self, keys: Iterable[str]) -> dict[str, Answer]:
+    def fetch(self, keys: Iterable[str]) -> dict[str, R]:
         """Those of `keys` that are known, to this or any other process."""
         wanted = list(dict.fromkeys(keys))
         if self._memory is None and self.path.exists():
             try:
                 with self._alone(), self._opened_index() as base:
                     self._replay(base)
-                    return _read(base, wanted)
+                    return self._known(base, wanted)
             except (sqlite3.Error, OSError, UsageError) as error:
                 self._give_up(error)
         known = self._memory or {}
         return {key: known[key] for key in wanted if key in known}
 
-    def store(self, key: str, answer: Answer, about: dict[str, str]) -> None:
+    def store(self, key: str, answer: R, about: dict[str, str]) -> None:
         """Keeps an answer; `about` is what a reader of the file wants to know of its origin."""
         if self._memory is None:
             usage = answer.usage
@@ -108,6 +121,24 @@ class ResponseCache:
         self._memory = {}
         self._say(f"answers cannot be kept in {self.path} ({error}); going on without that cache")
 
+    def _known(self, base: sqlite3.Connection, keys: list[str]) -> dict[str, R]:
+        known = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            for key, text, *counts in base.execute(f"SELECT * FROM answers WHERE key IN ({marks})", some):
+                answer = self._read(text, None if None in counts else Usage(*counts))
+                if not isinstance(answer, Fault):
+                    known[key] = answer
+        return known
+
+
+class ResponseCache(ReplyCache[Answer]):
+    """Verdicts."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(say, "answers", read_message)
+
 
 def _open(index: Path) -> sqlite3.Connection:
     base = sqlite3.connect(index, timeout=60)
@@ -118,18 +149,6 @@ def _open(index: Path) -> sqlite3.Connection:
         base.close()
         raise
     return base
-
-
-def _read(base: sqlite3.Connection, keys: list[str]) -> dict[str, Answer]:
-    known = {}
-    for start in range(0, len(keys), _AT_ONCE):
-        some = keys[start : start + _AT_ONCE]
-        marks = ",".join("?" * len(some))
-        for key, text, *counts in base.execute(f"SELECT * FROM answers WHERE key IN ({marks})", some):
-            answer = read_message(text, None if None in counts else Usage(*counts))
-            if isinstance(answer, Answer):
-                known[key] = answer
-    return known
 
 
 def _digest(file: IO[bytes], place: int) -> str:

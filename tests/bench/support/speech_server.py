@@ -34,7 +34,7 @@ class SpeechServer(ChatServer):
             return {"path": path} | json.loads(raw)
         assert headers["content-type"].startswith("multipart/form-data; boundary=") and path == "/v1/audio/transcriptions"
         parts = raw.split(b"--" + headers["content-type"].partition("boundary=")[2].encode())
-        named = {re.search(rb'name="(\w+)"', p)[1].decode(): p.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n") for p in parts[1:-1]}  # type: ignore[index]
+        named = {re.search(rb'name="([^"]+)"', p)[1].decode(): p.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n") for p in parts[1:-1]}  # type: ignore[index]
         return {"path": path} | {name: value if name == "file" else value.decode() for name, value in named.items()}
 
     def _words(self, body: dict[str, Any]) -> str:
@@ -56,13 +56,23 @@ class SpeechServer(ChatServer):
         if path == "/v1/audio/speech":
             return 200, {"content-type": "audio/wav"}, b"noise" if given == "noise" else wav(16 * len(words))
         if path == "/v1/audio/transcriptions":
-            data = json.dumps({"text": "" if given == "empty" else f"heard {words}"}).encode()
+            data = json.dumps(self._written(given, words, arrival.body["response_format"])).encode()
         elif isinstance(arrival.body["messages"][-1]["content"], str):
             data = json.dumps(completion(arrival.body, {"content": f"answer to {words}"})).encode()
         else:
             data = json.dumps(self._spoken(given, words)).encode()
             arrival.billed = 40
         return 200, kind, data[: len(data) // 2] if given == "truncated" else data
+
+    def _written(self, given: str, words: str, form: str) -> dict[str, Any]:
+        """The first word lasts 10 ms, the second to the recording's end."""
+        if given == "wrong":
+            return {"transcript": f"heard {words}"}
+        reply: dict[str, Any] = {"text": "" if given == "empty" else f" heard {words}\n"}
+        if form == "verbose_json":
+            times = [("heard", 0.0, 0.01), (words, 0.01, int(words) / RATE)]
+            reply["words"] = [{"word": word, "start": begin, "end": end} for word, begin, end in times if given != "empty"]
+        return reply | ({"words": ["heard"]} if given == "bad-words" else {})
 
     def _spoken(self, given: str, words: str) -> dict[str, Any]:
         sound = wav(int(words), int(given) if given in MORE and given.isdigit() else RATE)
