@@ -1,6 +1,7 @@
 """The whole judge in one audio language model: the score is the expectation of the digit that it would write, having heard the pair."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,14 +93,14 @@ class PairScorer:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def _grades(self, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, list[float]]:
-        """By the pairs' keys. What is not known is kept a window at a time."""
+        """By the pairs' keys. What is not known is kept a window at a time, but for what has failed."""
         grades = self._cache.fetch(pairs)
         missing = [key for key in pairs if key not in grades]
         for start in range(0, len(missing), BATCH):
             window = missing[start : start + BATCH]
             asked, said = zip(*(pairs[key] for key in window), strict=True)
             read = dict(zip(window, self._reader.read(asked, said), strict=True))
-            self._cache.store(read)
+            self._cache.store({key: values for key, values in read.items() if all(map(math.isfinite, values))})
             grades |= read
         return grades
 

@@ -107,3 +107,17 @@ def test_what_was_heard_is_not_heard_again(
     assert [v.score for *_, v in judge.judge([first, second], [one, two])] == kept
     assert scorer.report.startswith("2 pairs heard end to end by ") and "4 pairs" in again.scorer.report
     assert PairScorer(settings(folders["omni"], dtype="bfloat16"), pytest.fail).name != scorer.name, "another cache"
+
+
+def test_logits_that_are_not_finite_are_a_failure_and_not_kept(
+    folders: dict[str, Path], pairs: tuple[list[np.ndarray], list[np.ndarray]]
+) -> None:
+    judge = EndToEndJudge(PairScorer(settings(folders["omni"]), pytest.fail))
+    queries, answers = [side[-1:] for side in pairs]
+    with torch.no_grad():
+        head = judge.scorer._reader._model.get_output_embeddings().weight  # type: ignore[attr-defined]
+        kept = head[0].clone()
+        head[0] = float("nan")
+        assert [v.failure for *_, v in judge.judge(queries, answers)] == ["judge-failed"]
+        head[0] = kept
+    assert [v.failure for *_, v in judge.judge(queries, answers)] == [None]
