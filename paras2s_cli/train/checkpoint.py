@@ -18,7 +18,7 @@ from paras2s_cli.data.atomic import remove, temp_beside, writing
 from paras2s_cli.data.cache import is_complete
 from paras2s_cli.errors import UsageError
 from paras2s_cli.train.ranks import ALONE, Ranks
-from paras2s_cli.train.shards import Stored, file_of, own_part, stored_groups
+from paras2s_cli.train.stored import Stored, file_of, own_part, stored_groups
 
 _STEP = re.compile(r"step-(\d{6,})")
 _GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

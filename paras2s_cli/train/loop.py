@@ -10,14 +10,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from paras2s_cli.recipe.schema import Train
 from paras2s_cli.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from paras2s_cli.train.metrics import MetricsLog
 from paras2s_cli.train.packing import pack_optimizer, unpack_optimizer
 from paras2s_cli.train.ranks import ALONE, Ranks
-from paras2s_cli.train.shards import load_module
+from paras2s_cli.train.stored import in_parts, load_module
 
 Watch = Callable[[int, dict], None]
 """Called after every step with its number (from 1) and its metrics; `of` among them is the number of the last."""
@@ -126,7 +125,7 @@ def clip(weights: Sequence[Tensor], most: float) -> float:
     """Scales gradients down to a norm of `most` and returns the norm that they had; all ranks' parts count."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
+    if in_parts(norm):
         norm = norm.full_tensor()
     nn.utils.clip_grads_with_norm_(weights, most, norm)
     return float(norm)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from paras2s_cli.errors import UsageError
-from paras2s_cli.train.shards import like
+from paras2s_cli.train.stored import like
 
 RandomSource = torch.Generator | np.random.Generator | random.Random
 

@@ -26,7 +26,7 @@ from paras2s_cli.train.loop import Stage, precision
 from paras2s_cli.train.policy import NativePolicy, Policy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
 from paras2s_cli.train.ranks import ALONE, Ranks
-from paras2s_cli.train.shards import load_module
+from paras2s_cli.train.stored import load_module
 
 
 def lay_out(

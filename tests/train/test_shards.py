@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paras2s_cli.train.metrics import read_metrics
-from paras2s_cli.train.shards import Stored, stored_groups
+from paras2s_cli.train.stored import Stored, stored_groups
 
 ROOT = Path(__file__).parents[2]
 PATHS = (ROOT, ROOT / "kernels", ROOT / "tests" / "models", ROOT / "tests" / "train")

@@ -150,14 +150,14 @@ def test_auto_takes_the_models_that_are_here(
     assert f"paras2s: judge auto: transcribe by hub/whisper, tone by hub/qwen, score by tiny at {server.url}\n" in err
 
 
-def test_the_pocket_judge_loads_no_library_of_models() -> None:
+def test_the_pocket_judge_loads_no_library_of_models_or_ranks() -> None:
     program = (
         "import sys\nfrom paras2s_cli.recipe.load import load_recipe\nfrom paras2s_cli.recipe.schema import JudgeRecipe\n"
         "import paras2s_cli.judge.run, paras2s_cli.train.polytone, paras2s_cli.pocket.embedded\n"
         "from paras2s_cli.judge.backends import assemble_judge, MAKERS\nfrom paras2s_cli.judge.endpoint.asking import Asking\n"
         f"sys.path.insert(0, {str(ROOT / 'tests' / 'judge' / 'support')!r})\nMAKERS['pocket'] = {MAKER!r}\n"
         "assemble_judge(load_recipe('pocket', [], JudgeRecipe), print, None, Asking())\n"
-        "assert not {'transformers', 'peft'} & set(sys.modules)\n"
+        "assert not {'transformers', 'peft', 'torch.distributed.fsdp', 'torch.distributed.tensor'} & set(sys.modules)\n"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
