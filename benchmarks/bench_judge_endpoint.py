@@ -21,7 +21,7 @@ from paras2s_cli.judge.endpoint.prompt import make_call
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
 from paras2s_cli.judge.endpoint.verdict import Answer, read_response
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 SUPPORT = Path(__file__).parents[1] / "tests" / "judge" / "support"
 LATENCY, PAIRS, ALONE, TURNS = 0.05, 1000, 100, 3

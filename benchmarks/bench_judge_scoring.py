@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, DynamicCache, Qwen2Config, Qwen2ForCausa
 from paras2s_cli.judge.local.prompt import Prompts
 from paras2s_cli.judge.local.reader import LabelReader
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 from paras2s_kernels.transformers_attention import register_with_transformers
 from tests.judge_lm import write_tokenizer
 

@@ -23,8 +23,8 @@ from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.load import dump_recipe, load_recipe, recipe_hash
-from paras2s_cli.recipe.schema import AlignRecipe
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.align import Run, prepare, reward_model, warm_model
 from paras2s_cli.train.demonstrations import Demonstration

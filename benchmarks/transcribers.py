@@ -29,8 +29,8 @@ from paras2s_cli.judge.listener import SmallListener
 from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.pocket import espeak, render
 from paras2s_cli.pocket.world import load_world as load_rules
+from paras2s_cli.recipe.judging import PolytoneRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import PolytoneRecipe
 from paras2s_cli.train.polytone import load_listener
 
 OUTSIDE = (

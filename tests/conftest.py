@@ -53,8 +53,8 @@ def pocket_world() -> PocketWorld:
 def pocket_judge(pocket_world: PocketWorld) -> Judge:
     """The judge that `paras2s judge` uses, trained where the cache lacks it (more than a minute): for tests marked `slow`."""
     from paras2s_cli.judge.backends import load_judge
+    from paras2s_cli.recipe.judging import PolytoneRecipe
     from paras2s_cli.recipe.load import load_recipe
-    from paras2s_cli.recipe.schema import PolytoneRecipe
 
     return load_judge(load_recipe("pocket/polytone", [], PolytoneRecipe), print)
 

@@ -25,7 +25,8 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.omni import MODEL_TYPE, QwenOmni, read_model_type
-from paras2s_cli.recipe.schema import BenchRecipe, Endpoint, Servers
+from paras2s_cli.recipe.benching import BenchRecipe
+from paras2s_cli.recipe.servers import Endpoint, Servers
 
 OWN = "pocket"
 """A stage of a cascade, or a topline, that is the world's."""

@@ -16,7 +16,7 @@ from paras2s_cli.data.atomic import remove, temp_beside
 from paras2s_cli.endpoint.cost import Estimate
 from paras2s_cli.endpoint.reply import Fault, short
 from paras2s_cli.errors import UsageError
-from paras2s_cli.recipe.schema import Programs
+from paras2s_cli.recipe.benching import Programs
 
 _PLACE = re.compile(r"\{(query|text|style|answer)\}")
 _PRINTED = 65536

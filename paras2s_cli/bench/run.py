@@ -18,7 +18,7 @@ from paras2s_cli.endpoint.cost import Estimate, check_cost
 from paras2s_cli.judge.endpoint.estimate import estimate
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.stages import Recording, Utterance, Verdict
-from paras2s_cli.recipe.schema import BenchRecipe
+from paras2s_cli.recipe.benching import BenchRecipe
 from paras2s_cli.train.distill import hear_queries
 
 GREEDY, SAMPLED, AS_IS, USUAL = "greedy", "T=1", "as it is", "as usual"

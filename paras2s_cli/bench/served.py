@@ -12,7 +12,7 @@ from paras2s_cli.endpoint.client import Call, Client, Read, count_tokens
 from paras2s_cli.endpoint.cost import Estimate, Purse, price
 from paras2s_cli.endpoint.reply import Fault, Message, Usage, read_body, read_choice, read_fault, read_json, read_text, short
 from paras2s_cli.endpoint.transcription import PATH, count_sound, read_transcription, response_format
-from paras2s_cli.recipe.schema import Endpoint, Servers
+from paras2s_cli.recipe.servers import Endpoint, Servers
 
 TOKENS_OF_A_REPLY = 200
 TOKENS_OF_A_TEXT = 40

@@ -17,7 +17,7 @@ from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.models.omni import QwenOmni
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import BenchRecipe
+from paras2s_cli.recipe.benching import BenchRecipe
 from paras2s_cli.rollout.engine import BATCH
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.distill import answer_queries, codes_of_all

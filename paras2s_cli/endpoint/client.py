@@ -16,7 +16,7 @@ from paras2s_cli.endpoint.cost import Ledger, Purse
 from paras2s_cli.endpoint.limits import Budget, Concurrency, Pace, Sent, Slots
 from paras2s_cli.endpoint.reply import Fault, Usage
 from paras2s_cli.errors import Paras2sError, UsageError
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 LONGEST_BACKOFF = 60.0
 

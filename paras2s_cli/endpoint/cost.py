@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from paras2s_cli.endpoint.reply import Fault, Usage
 from paras2s_cli.errors import Paras2sError, UsageError
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 MILLION = 1_000_000
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from paras2s_cli.endpoint.cost import MILLION, Estimate
 from paras2s_cli.endpoint.reply import Fault, Usage, read_json, short
-from paras2s_cli.recipe.schema import Endpoint, Limits, Transcriptions
+from paras2s_cli.recipe.judging import Transcriptions
+from paras2s_cli.recipe.servers import Endpoint, Limits
 
 PATH = "audio/transcriptions"
 TOKENS_A_SECOND = 25.0

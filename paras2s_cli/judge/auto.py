@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from paras2s_cli.recipe.judging import JudgeRecipe, PolytoneRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import JudgeRecipe, PolytoneRecipe
 
 MODELS = {
     "transcribe": ("openai/whisper-large-v3", "openai/whisper-large-v3-turbo", "openai/whisper-medium", "openai/whisper-small"),

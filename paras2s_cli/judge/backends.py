@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from paras2s_cli.judge.hearing.pair_scorer import PairScorer
     from paras2s_cli.judge.local.scorer import LocalScorer
     from paras2s_cli.judge.stages import Describer, Scorer, Transcriber
-    from paras2s_cli.recipe.schema import AudioLM, JudgeRecipe, PolytoneRecipe, Transcriptions, Whisper
+    from paras2s_cli.recipe.judging import AudioLM, JudgeRecipe, PolytoneRecipe, Transcriptions, Whisper
 
 MAKERS = {"pocket": "paras2s_cli.train.polytone:make_judge"}
 """World -> the function that makes its judge from a recipe, training what the cache lacks."""
@@ -84,7 +84,7 @@ def load_scorer(
 
     Raises UsageError for one that cannot be used.
     """
-    from paras2s_cli.recipe.schema import LocalLM
+    from paras2s_cli.recipe.judging import LocalLM
 
     if recipe.e2e is not None:
         from paras2s_cli.judge.hearing.pair_scorer import PairScorer

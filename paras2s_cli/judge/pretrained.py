@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from paras2s_cli.data.cache import content_key
 from paras2s_cli.errors import UsageError
-from paras2s_cli.recipe.schema import LocalModel
+from paras2s_cli.recipe.models import LocalModel
 
 _SHOWN = 200
 

@@ -27,8 +27,8 @@ from paras2s_cli.judge.scores import (
 from paras2s_cli.judge.stages import RATE
 from paras2s_cli.judge.stream import hear_and_score, identity_of, judge_stream, told, who
 from paras2s_cli.judge.windows import AnyPair, sound_seconds
+from paras2s_cli.recipe.judging import JudgeRecipe
 from paras2s_cli.recipe.load import dump_recipe, load_recipe
-from paras2s_cli.recipe.schema import JudgeRecipe
 
 AUTO = "auto"
 """The judge's name where the best that can run here is wanted."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class RecipeBase(BaseModel):
@@ -13,6 +15,14 @@ class RecipeBase(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Recipe(RecipeBase):
+    """What all recipes share."""
+
+    world: Literal["pocket"] = "pocket"
+    seed: int = Field(1, ge=0, lt=2**31)
+    threads: int = Field(2, ge=1)
 
 
 def kind_of(model: type[BaseModel]) -> str | None:

@@ -7,7 +7,7 @@ from paras2s_cli.models.folder import save_model
 from paras2s_cli.models.lora import Adapter, add_lora
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import Lora
+from paras2s_cli.recipe.training import Lora
 
 
 def make_adapter(model: SpeechLM, settings: Lora | None, seed: int) -> Adapter | None:

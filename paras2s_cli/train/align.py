@@ -21,7 +21,8 @@ from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import AlignRecipe, DistillRecipe, Train
+from paras2s_cli.recipe.aligning import AlignRecipe, DistillRecipe
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.distill import (
     Judged,

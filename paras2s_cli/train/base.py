@@ -11,7 +11,7 @@ from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.load import recipe_hash
-from paras2s_cli.recipe.schema import BaseRecipe, CheckpointBase
+from paras2s_cli.recipe.speaking import BaseRecipe, CheckpointBase
 from paras2s_cli.train.demonstrations import description
 from paras2s_cli.train.loop import Say, WatchOf, train
 from paras2s_cli.train.sft import base_stage

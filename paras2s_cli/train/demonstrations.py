@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from paras2s_cli.data.worlds import Spoken, World
-from paras2s_cli.recipe.schema import Demonstrations
+from paras2s_cli.recipe.speaking import Demonstrations
 
 Task = Literal["answer", "transcription", "reading"]
 

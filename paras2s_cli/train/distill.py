@@ -20,7 +20,8 @@ from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.prompt import codes_of
 from paras2s_cli.models.speech_lm import SpeechLM
-from paras2s_cli.recipe.schema import DistillRecipe, Train
+from paras2s_cli.recipe.aligning import DistillRecipe
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision

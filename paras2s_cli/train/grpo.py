@@ -13,7 +13,7 @@ from torch import Tensor
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.lora import Adapter
 from paras2s_cli.models.prompt import Answers
-from paras2s_cli.recipe.schema import Grpo
+from paras2s_cli.recipe.aligning import Grpo
 from paras2s_cli.rollout.engine import Rollouts
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision

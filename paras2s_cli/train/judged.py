@@ -18,7 +18,8 @@ from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import Adapter
-from paras2s_cli.recipe.schema import CheckpointBase, DistillRecipe, OmniBase
+from paras2s_cli.recipe.aligning import DistillRecipe
+from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.align import Run, distilled, lay_in_parts

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from paras2s_cli.recipe.schema import Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from paras2s_cli.train.metrics import MetricsLog
 from paras2s_cli.train.packing import pack_optimizer, unpack_optimizer

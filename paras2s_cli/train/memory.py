@@ -8,7 +8,7 @@ import torch
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import Specials
-from paras2s_cli.recipe.schema import Lora
+from paras2s_cli.recipe.training import Lora
 
 GIB = 2**30
 _HALF, _WHOLE = 2, 4

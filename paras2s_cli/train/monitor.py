@@ -10,7 +10,7 @@ from paras2s_cli.data.worlds import World
 from paras2s_cli.judge.ears import spell
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import Grpo
+from paras2s_cli.recipe.aligning import Grpo
 from paras2s_cli.train.distill import Judged, agreement, judge_answers
 from paras2s_cli.train.grpo import Experience
 from paras2s_cli.train.loop import resumed_from

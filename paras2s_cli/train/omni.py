@@ -10,7 +10,7 @@ from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import World
 from paras2s_cli.models.omni import OmniPrompts, QwenOmni
 from paras2s_cli.models.prompt import Answers
-from paras2s_cli.recipe.schema import OmniBase, SftRecipe
+from paras2s_cli.recipe.speaking import OmniBase, SftRecipe
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
 from paras2s_cli.train.own_data import demonstrations_of

@@ -9,7 +9,7 @@ from paras2s_cli.data import rows
 from paras2s_cli.data.manifest import read_rows
 from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.errors import UsageError
-from paras2s_cli.recipe.schema import SftRecipe
+from paras2s_cli.recipe.speaking import SftRecipe
 from paras2s_cli.train.demonstrations import Demonstration, best_demonstrations, draw_demonstrations
 
 _UNHEARD = np.empty((0, SIZE), np.float32)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from paras2s_cli.data.cache import cache_root, is_complete
+from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.base import RecipeBase
-from paras2s_cli.recipe.schema import AlignRecipe, CheckpointBase, OmniBase, SftRecipe, Train
+from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase, SftRecipe
+from paras2s_cli.recipe.training import Train
 
 _QUERY, _ANSWER = 10, 20
 """Seconds of sound that a plan reckons with."""

@@ -19,8 +19,9 @@ from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, augment, pad
 from paras2s_cli.judge.listener import Knowledge, SmallListener
 from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.judge.pipeline import Judge
+from paras2s_cli.recipe.judging import PolytoneRecipe
 from paras2s_cli.recipe.load import recipe_hash
-from paras2s_cli.recipe.schema import PolytoneRecipe, Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
 
 WORST_FIT = 1.4

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.judge.reward import RewardModel, agreeing
-from paras2s_cli.recipe.schema import Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.distill import Judged, Lessons, digits_loss, reading_loss
 from paras2s_cli.train.loop import precision
 

@@ -14,7 +14,7 @@ from paras2s_cli.models.lora import Adapter
 from paras2s_cli.models.prompt import Answers, spoken_answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import BaseRecipe, SftRecipe
+from paras2s_cli.recipe.speaking import BaseRecipe, SftRecipe
 from paras2s_cli.train.checkpoint import load_checkpoint, write_checkpoint
 from paras2s_cli.train.demonstrations import (
     Demonstration,

@@ -15,7 +15,7 @@ from paras2s_cli.errors import Paras2sError
 from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.pair_digits import DIGITS
 from paras2s_cli.models.lora import WEIGHTS, Adapter
-from paras2s_cli.recipe.schema import Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.distill import Judged
 from paras2s_cli.train.loop import Stage, precision
 

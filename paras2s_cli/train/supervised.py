@@ -13,7 +13,9 @@ from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.lora import check_peft
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
-from paras2s_cli.recipe.schema import BaseRecipe, OmniBase, PolytoneRecipe, SftRecipe, Train
+from paras2s_cli.recipe.judging import PolytoneRecipe
+from paras2s_cli.recipe.speaking import BaseRecipe, OmniBase, SftRecipe
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.base import load_base
 from paras2s_cli.train.demonstrations import Demonstration, best_demonstrations

@@ -19,8 +19,11 @@ from paras2s_cli.judge.backends import assemble_judge, load_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.endpoint.verdict import read_response
 from paras2s_cli.models.folder import load_model
+from paras2s_cli.recipe.aligning import AlignRecipe
+from paras2s_cli.recipe.benching import BenchRecipe
+from paras2s_cli.recipe.judging import PolytoneRecipe
 from paras2s_cli.recipe.load import load_recipe, recipe_hash
-from paras2s_cli.recipe.schema import AlignRecipe, BenchRecipe, OmniBase, PolytoneRecipe
+from paras2s_cli.recipe.speaking import OmniBase
 from paras2s_cli.train.align import Run, aligned_model, prepare
 from paras2s_cli.train.base import load_base
 from paras2s_cli.train.judged import align_kimi, align_omni, has_voice

@@ -22,8 +22,8 @@ def align(
     from paras2s_cli.verbs.runs import recipe_words, stem_of
 
     name, overrides = recipe_words(words)
+    from paras2s_cli.recipe.aligning import AlignRecipe
     from paras2s_cli.recipe.load import dump_recipe, load_recipe, recipe_hash
-    from paras2s_cli.recipe.schema import AlignRecipe
 
     recipe = load_recipe(name, overrides, AlignRecipe)
     folder = out or Path("runs") / stem_of(name)

@@ -31,8 +31,8 @@ def bench(
 ) -> None:
     """Measure systems on a suite: the full judge's score, the renderer's truth, word errors; means with 95 % intervals."""
     from paras2s_cli.bench.systems import is_system, parse_systems
+    from paras2s_cli.recipe.benching import BenchRecipe
     from paras2s_cli.recipe.load import dump_recipe, load_recipe
-    from paras2s_cli.recipe.schema import BenchRecipe
 
     names = [word for word in systems or [] if is_system(word)]
     overrides = [word for word in systems or [] if not is_system(word)]

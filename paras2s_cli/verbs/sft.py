@@ -25,8 +25,9 @@ def sft(
 
     name, overrides = recipe_words(words)
     kind = kind_called(name, "sft", ("sft", "base", "polytone"))
+    from paras2s_cli.recipe.judging import PolytoneRecipe
     from paras2s_cli.recipe.load import dump_recipe, load_recipe, recipe_hash
-    from paras2s_cli.recipe.schema import BaseRecipe, PolytoneRecipe, SftRecipe
+    from paras2s_cli.recipe.speaking import BaseRecipe, SftRecipe
 
     models: dict[str, type[SftRecipe] | type[BaseRecipe] | type[PolytoneRecipe]]
     models = {"sft": SftRecipe, "base": BaseRecipe, "polytone": PolytoneRecipe}

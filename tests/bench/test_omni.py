@@ -11,7 +11,7 @@ import soundfile
 
 from paras2s_cli.bench.outside import Checkpoint
 from paras2s_cli.bench.run import run_bench
-from paras2s_cli.recipe.schema import BenchRecipe
+from paras2s_cli.recipe.benching import BenchRecipe
 from tests.qwen2_5_omni import QWEN2_5_OMNI, write_qwen2_5_omni
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from paras2s_cli.bench.program import Program
 from paras2s_cli.bench.stage import Ask
 from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import UsageError
-from paras2s_cli.recipe.schema import Programs
+from paras2s_cli.recipe.benching import Programs
 from tests.commands import environment
 
 S2S = """\

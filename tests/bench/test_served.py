@@ -17,7 +17,7 @@ from paras2s_cli.bench.stage import Ask
 from paras2s_cli.endpoint.cost import Purse
 from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import Paras2sError, UsageError
-from paras2s_cli.recipe.schema import Servers
+from paras2s_cli.recipe.servers import Servers
 
 QUICK = {"key_env": "", "backoff": 0.005, "retries": 3, "timeout": 60.0}
 

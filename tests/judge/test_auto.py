@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from paras2s_cli.judge import auto
-from paras2s_cli.recipe.schema import AudioLM, Endpoint, LocalLM, PolytoneRecipe, Whisper
+from paras2s_cli.recipe.judging import AudioLM, LocalLM, PolytoneRecipe, Whisper
+from paras2s_cli.recipe.servers import Endpoint
 
 LARGE, TURBO = "openai/whisper-large-v3", "openai/whisper-large-v3-turbo"
 QWEN, LLM = "Qwen/Qwen2-Audio-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"

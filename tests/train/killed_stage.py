@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from paras2s_cli.recipe.schema import Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train import checkpoint
 from paras2s_cli.train.loop import Stage, make_optimizers, train
 

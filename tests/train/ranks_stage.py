@@ -25,7 +25,8 @@ from torch import Tensor
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.lora import Adapter
 from paras2s_cli.models.speech_lm import SpeechLM
-from paras2s_cli.recipe.schema import Grpo, Lora, Train
+from paras2s_cli.recipe.aligning import Grpo
+from paras2s_cli.recipe.training import Lora, Train
 from paras2s_cli.train.adapters import make_adapter
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.loop import Stage, make_optimizers, train

@@ -17,8 +17,10 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.models.folder import load_model, save_model
 from paras2s_cli.models.lora import Adapter
 from paras2s_cli.models.speech_lm import SpeechLM
+from paras2s_cli.recipe.aligning import AlignRecipe, Grpo
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import AlignRecipe, Grpo, Lora, SftRecipe, Train
+from paras2s_cli.recipe.speaking import SftRecipe
+from paras2s_cli.recipe.training import Lora, Train
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.grpo import grpo_stage
 from paras2s_cli.train.loop import Stage, train

@@ -12,8 +12,8 @@ from paras2s_cli.judge.hearing import pair_lm
 from paras2s_cli.judge.hearing.audio_lm import Question
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.pocket.embedded import PocketWorld
+from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import AlignRecipe
 from paras2s_cli.train.align import Run, aligned_model
 from paras2s_cli.train.metrics import read_metrics
 from tests.commands import TINY

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from paras2s_cli.pocket.embedded import PocketWorld
-from paras2s_cli.recipe.schema import Demonstrations
+from paras2s_cli.recipe.speaking import Demonstrations
 from paras2s_cli.train.demonstrations import best_demonstrations, draw_demonstrations, speaking_lessons
 
 

@@ -21,8 +21,9 @@ from paras2s_cli.judge.stages import Heard, Toned, Utterance
 from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.pocket.embedded import PocketWorld
+from paras2s_cli.recipe.aligning import DistillRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import DistillRecipe, Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train import distill
 from paras2s_cli.train.distill import Judged, Lessons, agreement, digits_loss, grading_stage, reading_loss, reading_stage, vocabulary_of
 from paras2s_cli.train.loop import train

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.prompt import spoken_queries
-from paras2s_cli.recipe.schema import Grpo, Train
+from paras2s_cli.recipe.aligning import Grpo
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.rollout.engine import Rollouts, rollout
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.grpo import Experience, RewardFunction, group_advantages, grpo_stage, stream_logprobs, stream_loss

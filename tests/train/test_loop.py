@@ -14,7 +14,7 @@ import torch
 from killed_stage import STEPS, Net, make_stage
 from tiny_lm import tiny_model
 
-from paras2s_cli.recipe.schema import Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.loop import Stage, learning_rate, make_optimizers, precision, resumed_from, train
 from paras2s_cli.train.metrics import read_metrics
 

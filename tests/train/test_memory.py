@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import AlignRecipe, Lora
+from paras2s_cli.recipe.training import Lora
 from paras2s_cli.train.memory import GIB, memory_of, size_of
 from paras2s_cli.train.plan import plan_of
 from tests.checkpoints import KIMI_AUDIO, write_kimi_audio

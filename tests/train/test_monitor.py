@@ -15,7 +15,8 @@ import torch
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
 from paras2s_cli.pocket.embedded import PocketWorld
-from paras2s_cli.recipe.schema import Grpo, Train
+from paras2s_cli.recipe.aligning import Grpo
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train import monitor as module
 from paras2s_cli.train.distill import Judged
 from paras2s_cli.train.grpo import Experience

@@ -14,7 +14,8 @@ from torch import Tensor
 from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.omni import Part, QwenOmni
-from paras2s_cli.recipe.schema import Grpo, Train
+from paras2s_cli.recipe.aligning import Grpo
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.judged import JudgedSound

@@ -11,8 +11,9 @@ import torch
 from paras2s_cli.audio.features import SIZE
 from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, best_path, pad
 from paras2s_cli.pocket.embedded import PocketWorld
+from paras2s_cli.recipe.judging import PolytoneRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import PolytoneRecipe, Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train import polytone
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.polytone import Example, batch_of, describer_stage, examples, listener_folder, transcriber_stage

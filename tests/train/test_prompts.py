@@ -17,8 +17,9 @@ from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.prompt import codes_of
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
+from paras2s_cli.recipe.aligning import AlignRecipe, Grpo
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import AlignRecipe, Grpo, Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.adapters import publish_trained
 from paras2s_cli.train.align import Run, warm_model
 from paras2s_cli.train.demonstrations import Demonstration

@@ -15,7 +15,8 @@ from tiny_lm import CODES, TEXTS, double, random_frames, tiny_model, tiny_tokeni
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
-from paras2s_cli.recipe.schema import BaseRecipe, Demonstrations, SftRecipe, Shape, Train
+from paras2s_cli.recipe.speaking import BaseRecipe, Demonstrations, SftRecipe, Shape
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.demonstrations import Demonstration, speaking_lessons
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics

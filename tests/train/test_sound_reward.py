@@ -19,8 +19,9 @@ from paras2s_cli.judge.hearing import pair_lm
 from paras2s_cli.judge.hearing.audio_lm import Question
 from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
+from paras2s_cli.recipe.aligning import AlignRecipe, DistillRecipe, Grpo, RewardLM
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import AlignRecipe, DistillRecipe, Grpo, RewardLM, Train
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.distill import Judged, agreement
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics

@@ -12,8 +12,10 @@ import pytest
 from paras2s_cli.errors import UsageError
 from paras2s_cli.main import main
 from paras2s_cli.models.folder import load_model
+from paras2s_cli.recipe.aligning import AlignRecipe
+from paras2s_cli.recipe.judging import PolytoneRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import AlignRecipe, PolytoneRecipe, SftRecipe
+from paras2s_cli.recipe.speaking import SftRecipe
 from paras2s_cli.train.align import prepare
 from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.ranks import Ranks

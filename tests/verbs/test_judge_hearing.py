@@ -17,7 +17,7 @@ from paras2s_cli.judge import auto, backends
 from paras2s_cli.judge.hearing.tone import AudioLMDescriber
 from paras2s_cli.judge.hearing.whisper import WhisperTranscriber
 from paras2s_cli.main import main
-from paras2s_cli.recipe.schema import AudioLM, Whisper
+from paras2s_cli.recipe.judging import AudioLM, Whisper
 from tests.checkpoint_qwen_audio import write_qwen_audio
 from tests.checkpoint_whisper import write_whisper
 
@@ -152,7 +152,7 @@ def test_auto_takes_the_models_that_are_here(
 
 def test_the_pocket_judge_loads_no_library_of_models_or_ranks() -> None:
     program = (
-        "import sys\nfrom paras2s_cli.recipe.load import load_recipe\nfrom paras2s_cli.recipe.schema import JudgeRecipe\n"
+        "import sys\nfrom paras2s_cli.recipe.load import load_recipe\nfrom paras2s_cli.recipe.judging import JudgeRecipe\n"
         "import paras2s_cli.judge.run, paras2s_cli.train.polytone, paras2s_cli.pocket.embedded\n"
         "from paras2s_cli.judge.backends import assemble_judge, MAKERS\nfrom paras2s_cli.judge.endpoint.asking import Asking\n"
         f"sys.path.insert(0, {str(ROOT / 'tests' / 'judge' / 'support')!r})\nMAKERS['pocket'] = {MAKER!r}\n"

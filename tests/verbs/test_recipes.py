@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import pytest
 
 from paras2s_cli.main import main
-from paras2s_cli.recipe import catalog
+from paras2s_cli.recipe import catalog, check
 from paras2s_cli.recipe.base import RecipeBase
 
 TEXT = "# Count things.\nkind: count\nsteps: 3  # how many\n"
@@ -28,9 +26,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "toy").mkdir(parents=True)
     (folder / "toy" / "count.yaml").write_text(TEXT)
     monkeypatch.setattr(catalog, "recipes_root", lambda: folder)
-    schema = ModuleType("paras2s_cli.recipe.schema")
-    schema.Count = Count  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "paras2s_cli.recipe.schema", schema)
+    monkeypatch.setattr(check, "RECIPES", (Count,))
     monkeypatch.chdir(tmp_path)
     return folder
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from paras2s_cli.endpoint.cost import Estimate, Purse
     from paras2s_cli.judge.endpoint.scorer import EndpointScorer, Sender
     from paras2s_cli.judge.hearing.endpoint import EndpointTranscriber
-    from paras2s_cli.recipe.schema import Endpoint, JudgeRecipe, Transcriptions
+    from paras2s_cli.recipe.judging import JudgeRecipe, Transcriptions
+    from paras2s_cli.recipe.servers import Endpoint
 
 Say = Callable[[str], None]
 

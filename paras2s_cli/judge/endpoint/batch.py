@@ -14,7 +14,7 @@ from paras2s_cli.endpoint.cost import price
 from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.endpoint.verdict import Answer, read_completion, read_response
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 
 class BatchFile:

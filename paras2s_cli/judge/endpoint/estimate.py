@@ -5,7 +5,7 @@ from paras2s_cli.endpoint.cost import Estimate, price
 from paras2s_cli.endpoint.reply import Usage
 from paras2s_cli.judge.endpoint.prompt import REPLY
 from paras2s_cli.judge.prompt import FRAME, rubric
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 TOKENS_A_SECOND = 4.0
 """Of speech: three words, and a little more."""

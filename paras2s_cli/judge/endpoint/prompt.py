@@ -8,7 +8,7 @@ from paras2s_cli.endpoint.client import Call, count_tokens
 from paras2s_cli.judge.endpoint.verdict import SCHEMA
 from paras2s_cli.judge.prompt import FRAME, as_data, frame, heard_of, random_nonces, rubric
 from paras2s_cli.judge.stages import Utterance
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 REPLY = (
     "First give the reason, in one sentence that names what was heard; then content, style and score. Reply with one JSON object that has"

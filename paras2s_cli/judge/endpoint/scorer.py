@@ -9,7 +9,7 @@ from paras2s_cli.judge.endpoint.response_cache import ResponseCache
 from paras2s_cli.judge.endpoint.verdict import Answer
 from paras2s_cli.judge.silence import verdict_on_silence
 from paras2s_cli.judge.stages import Utterance, Verdict
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 
 class Sender(Protocol):

@@ -15,7 +15,8 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing.loading import load_model
 from paras2s_cli.judge.pretrained import version_name
 from paras2s_cli.judge.stages import RATE
-from paras2s_cli.recipe.schema import AudioLM, EndToEnd, RewardLM
+from paras2s_cli.recipe.aligning import RewardLM
+from paras2s_cli.recipe.judging import AudioLM, EndToEnd
 
 CLASSES = {"qwen2_audio": "Qwen2AudioForConditionalGeneration", "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration"}
 SOUND = {"qwen2_audio": ("Audio {}: <|audio_bos|>", "<|audio_eos|>\n"), "qwen2_5_omni": ("<|audio_bos|>", "<|audio_eos|>")}

@@ -14,7 +14,7 @@ from paras2s_cli.endpoint.reply import Fault, Usage
 from paras2s_cli.endpoint.transcription import PATH, Transcription, count_sound, read_transcription, response_format, server_of
 from paras2s_cli.judge.endpoint.response_cache import ReplyCache
 from paras2s_cli.judge.stages import RATE, Heard, Span
-from paras2s_cli.recipe.schema import Transcriptions
+from paras2s_cli.recipe.judging import Transcriptions
 
 
 @dataclass(frozen=True, slots=True)

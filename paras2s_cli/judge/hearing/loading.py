@@ -7,7 +7,7 @@ from typing import Any
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.pretrained import device_of, dtype_of, read_pretrained, version_name
 from paras2s_cli.judge.stages import RATE
-from paras2s_cli.recipe.schema import LocalModel
+from paras2s_cli.recipe.models import LocalModel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from paras2s_cli.judge.hearing.audio_lm import AudioLanguageModel
 from paras2s_cli.judge.hearing.pair import PAIR
 from paras2s_cli.judge.pair_digits import expected_digit
 from paras2s_cli.models.lora import add_lora
-from paras2s_cli.recipe.schema import EndToEnd, RewardLM
+from paras2s_cli.recipe.aligning import RewardLM
+from paras2s_cli.recipe.judging import EndToEnd
 
 
 class DigitRows(nn.Module):

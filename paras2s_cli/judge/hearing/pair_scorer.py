@@ -17,7 +17,7 @@ from paras2s_cli.judge.label_verdict import LABELS, label_verdict
 from paras2s_cli.judge.pipeline import BATCH, utterance_key
 from paras2s_cli.judge.silence import verdict_on_silence
 from paras2s_cli.judge.stages import Recording, Utterance, Verdict
-from paras2s_cli.recipe.schema import EndToEnd
+from paras2s_cli.recipe.judging import EndToEnd
 
 
 class GradeCache(ContentCache[list[float]]):

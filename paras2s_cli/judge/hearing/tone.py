@@ -10,7 +10,7 @@ import numpy as np
 from paras2s_cli.data.cache import content_key
 from paras2s_cli.judge.hearing.audio_lm import AudioLanguageModel, Question
 from paras2s_cli.judge.stages import Toned
-from paras2s_cli.recipe.schema import AudioLM
+from paras2s_cli.recipe.judging import AudioLM
 
 _BY_EAR = (
     "Go by the sound of the voice alone: its pitch, loudness, pace and quality. What the words say is no evidence, since any words can be"

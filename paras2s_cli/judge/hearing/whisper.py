@@ -11,7 +11,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing.loading import load_model
 from paras2s_cli.judge.hearing.pieces import cut
 from paras2s_cli.judge.stages import RATE, Heard, Span
-from paras2s_cli.recipe.schema import Whisper
+from paras2s_cli.recipe.judging import Whisper
 
 _NO_SPEECH, _UNSURE = 0.6, -1.0
 """A piece is silent where the model says so with this probability and is this unsure of its words (section 4.5 of the paper)."""

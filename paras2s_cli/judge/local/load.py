@@ -6,7 +6,7 @@ from typing import Any
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.pretrained import device_of, dtype_of, read_pretrained
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 
 
 def load_lm(settings: LocalLM) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.label_verdict import LABELS
 from paras2s_cli.judge.prompt import FRAME, as_data, frame, heard_of, nonces_of, rubric
 from paras2s_cli.judge.stages import Utterance
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 
 REPLY = "Weigh content and style, then reply with the score alone: one digit from 1 to 5, and nothing else."
 _SLOT = "(the pair)"

@@ -15,7 +15,7 @@ from paras2s_cli.judge.local.prompt import Prompts, rubric_hash
 from paras2s_cli.judge.local.reader import LabelReader
 from paras2s_cli.judge.silence import verdict_on_silence
 from paras2s_cli.judge.stages import Utterance, Verdict
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 
 _EXACT, _ROUNDED = 1e-3, 0.1
 """How far a probability may be from the model's own forward, in float32 and in the half precisions, whose logits are rounded."""

@@ -14,7 +14,7 @@ from paras2s_cli.errors import Paras2sError, UsageError
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
 from paras2s_cli.judge.endpoint.verdict import read_response
 from paras2s_cli.judge.stages import Heard, Toned, Utterance, Verdict
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 QUICK = {"key_env": "", "backoff": 0.005, "timeout": 60.0, "retries": 3}
 

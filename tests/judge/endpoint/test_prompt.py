@@ -20,7 +20,7 @@ from paras2s_cli.judge.endpoint.scorer import EndpointScorer
 from paras2s_cli.judge.endpoint.verdict import SCHEMA, Answer, Opinion, read_completion, read_response
 from paras2s_cli.judge.prompt import rubric
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 ENDPOINT = Endpoint(base_url="http://127.0.0.1:1/v1", model="m", key_env="")
 FIVE = '{"reason": "Splendid.", "content": 5, "style": 5, "score": 5}'

@@ -18,7 +18,7 @@ from paras2s_cli.judge.endpoint.response_cache import ResponseCache
 from paras2s_cli.judge.endpoint.scorer import EndpointScorer
 from paras2s_cli.judge.endpoint.verdict import Answer, Opinion, read_response
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
-from paras2s_cli.recipe.schema import Endpoint
+from paras2s_cli.recipe.servers import Endpoint
 
 ROOT = Path(__file__).parents[3]
 ABOUT = {"model": "m"}

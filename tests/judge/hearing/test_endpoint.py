@@ -15,7 +15,8 @@ from paras2s_cli.endpoint.transcription import server_of
 from paras2s_cli.errors import Paras2sError, UsageError
 from paras2s_cli.judge.hearing.endpoint import EndpointTranscriber
 from paras2s_cli.judge.stages import Heard, Span
-from paras2s_cli.recipe.schema import Limits, Transcriptions
+from paras2s_cli.recipe.judging import Transcriptions
+from paras2s_cli.recipe.servers import Limits
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "support"))

@@ -11,7 +11,7 @@ import torch
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.pair_digits import expected_digit
-from paras2s_cli.recipe.schema import RewardLM
+from paras2s_cli.recipe.aligning import RewardLM
 from tests.pair_forward import Slow
 
 FAMILIES = ["qwen2_audio", "omni"]

@@ -12,7 +12,9 @@ from paras2s_cli.judge.end_to_end import EndToEndJudge
 from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.hearing.pair_scorer import PairReader, PairScorer
 from paras2s_cli.judge.stages import Recording
-from paras2s_cli.recipe.schema import EndToEnd, RewardLM, Train
+from paras2s_cli.recipe.aligning import RewardLM
+from paras2s_cli.recipe.judging import EndToEnd
+from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.sound_reward import SoundReward
 from tests.pair_forward import Slow
 

@@ -13,7 +13,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing import tone
 from paras2s_cli.judge.hearing.audio_lm import AudioLanguageModel, Question, answer_tokens
 from paras2s_cli.judge.hearing.tone import AudioLMDescriber
-from paras2s_cli.recipe.schema import AudioLM
+from paras2s_cli.recipe.judging import AudioLM
 
 TONES = ["happy", "sad", "very sad", "flat", "neutral"]
 FAMILIES = ["qwen2_audio", "omni"]

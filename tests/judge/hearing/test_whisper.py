@@ -12,7 +12,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing.pieces import cut
 from paras2s_cli.judge.hearing.whisper import WhisperTranscriber
 from paras2s_cli.judge.stages import Heard, Span
-from paras2s_cli.recipe.schema import Whisper
+from paras2s_cli.recipe.judging import Whisper
 
 
 def by_the_library(folder: Path, wave: np.ndarray) -> tuple[str, list[Span]]:

@@ -9,7 +9,7 @@ import pytest
 
 from paras2s_cli.judge.local.load import load_lm
 from paras2s_cli.judge.local.scorer import LocalScorer
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 from tests.judge_lm import write_judge_lm
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels" / "support"))

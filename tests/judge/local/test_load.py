@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.local.load import load_lm
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 
 
 def settings(model: object, **keys: object) -> LocalLM:

@@ -11,7 +11,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.local.prompt import REPLY, Prompts
 from paras2s_cli.judge.prompt import rubric
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 from tests.judge_lm import SPECIALS, TEMPLATE, write_tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -18,7 +18,7 @@ from paras2s_cli.judge.local.reader import LabelReader
 from paras2s_cli.judge.local.scorer import LocalScorer
 from paras2s_cli.judge.prompt import as_data, frame, heard_of, nonces_of, rubric
 from paras2s_cli.judge.stages import Heard, Toned, Utterance
-from paras2s_cli.recipe.schema import LocalLM
+from paras2s_cli.recipe.judging import LocalLM
 
 transformers = pytest.importorskip("transformers")
 

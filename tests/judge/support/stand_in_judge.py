@@ -19,7 +19,7 @@ import numpy as np
 from paras2s_cli.audio.write import write_wav
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.stages import Heard, Toned, Utterance, Verdict
-from paras2s_cli.recipe.schema import PolytoneRecipe
+from paras2s_cli.recipe.judging import PolytoneRecipe
 
 MAKER = "stand_in_judge:make_judge"
 ALIEN = 3000
