@@ -301,7 +301,7 @@ def write_kimi_audio_that_hears(root: Path) -> Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m tests.checkpoints OUT")
     out = Path(sys.argv[1])
     kimi = write_kimi_audio_that_hears(out)

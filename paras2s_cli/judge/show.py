@@ -20,13 +20,15 @@ def print_pair(row: Row) -> None:
     heard = [row[f"tone_{side}"] is not None for side in _SIDES]
     said = ["-" if row[f"content_{side}"] is None else f'"{row[f"content_{side}"]}"' for side in _SIDES]
     spoken = [there or text == "-" for there, text in zip(heard, said, strict=True)]
-    table.add_row("said", *map(Text, _where(spoken, said, "(no speech)")))
-    table.add_row("tone", *map(Text, _where(heard, [row[f"tone_{side}"] or "-" for side in _SIDES])))
-    for key in ("tones", "voice"):
-        shown = _where(heard, [_probabilities(row[f"{key}_{side}"]) for side in _SIDES])
-        table.add_row("", *(Text(text, "dim") for text in shown))
-    _print(table)
-    scores = ", ".join(f"{name} {_score(row[key])}" for name, key in _SCORES)
+    lines = [("said", _where(spoken, said, "(no speech)")), ("tone", _where(heard, [row[f"tone_{side}"] or "-" for side in _SIDES]))]
+    lines += [("", _where(heard, [_probabilities(row[f"{key}_{side}"]) for side in _SIDES])) for key in ("tones", "voice")]
+    for name, texts in lines:
+        if set(texts) != {"-"}:  # an end-to-end judge tells nothing of what it heard
+            table.add_row(name, *(Text(text, "" if name else "dim") for text in texts))
+    if table.row_count:
+        _print(table)
+    told = [(name, key) for name, key in _SCORES if row[key] is not None] or _SCORES
+    scores = ", ".join(f"{name} {_score(row[key])}" for name, key in told)
     _print(Text(f"{scores}   (1 to 5)", "bold"))
     _print(Text(row["reason"] if row["failure"] is None else f"{row['reason']} [{row['failure']}]"))
 
