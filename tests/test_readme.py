@@ -15,7 +15,9 @@ from tests.commands import ROOT, TINY
 
 OUTSIDE = re.compile("cmd:|openai:|files:")
 """Of systems that are not our own: tests/verbs/test_bench.py runs these lines."""
-BLOCKS = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    ")]
+README = re.sub("```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+"""Without what is printed."""
+BLOCKS = [line.strip() for line in README.splitlines() if line.startswith("    ")]
 COMMANDS = [line for line in BLOCKS if line.startswith("paras2s ") and not OUTSIDE.search(line)]
 OTHERS = [line for line in BLOCKS if not line.startswith("paras2s ")]
 
