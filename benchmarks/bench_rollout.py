@@ -8,6 +8,7 @@ positions. The engine and the plain loops draw two tokens a position, transforme
 of layers.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,15 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.rollout_loops import cached_loop, loop_without_a_cache, transformers_generate
+from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.prompt import Answers, spoken_queries
 from paras2s_cli.models.small import new_model, word_tokenizer
-from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
+from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.rollout.engine import rollout
-from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, Warp, draw, row_keys
+from paras2s_cli.rollout.sampling import Sampling
 
 GROUP, LIMIT, FEATURES, CODES, PROMPT = 8, 36, 44, 1024, 42
 SHAPE = {"hidden_size": 192, "intermediate_size": 512, "shared_layers": 3, "text_layers": 1, "audio_layers": 2, "heads": 6, "kv_heads": 2}
-PLAIN = Warp()
 TARGETS = {8: 2.0, 32: 1.5}
 
 
@@ -47,62 +49,9 @@ def engine(model: SpeechLM, prompts: Streams) -> Answers:
     return rollout(model, prompts, group=GROUP, sampling=Sampling(), seed=1, row_ids=ids, limit=LIMIT).answers
 
 
-class CopiedCache:
-    """One layer's keys and values, a copy of the prompt's for every row, read by torch's own attention."""
-
-    def __init__(self, copies: int) -> None:
-        self.copies, self.length = copies, 0
-        self.keys = self.values = torch.empty(0)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if not self.length:
-            rows, heads, self.length, dim = k.shape
-            self.keys, self.values = (torch.empty(rows * self.copies, heads, self.length + LIMIT, dim) for _ in range(2))
-            self.keys[:, :, : self.length], self.values[:, :, : self.length] = (x.repeat_interleave(self.copies, 0) for x in (k, v))
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        self.keys[:, :, self.length], self.values[:, :, self.length] = k[:, :, 0], v[:, :, 0]
-        self.length += 1
-        seen = slice(0, self.length)
-        return F.scaled_dot_product_attention(q, self.keys[:, :, seen], self.values[:, :, seen], attn_mask=mask, enable_gqa=True)
-
-
-@torch.no_grad()
-def cached_loop(model: SpeechLM, prompts: Streams, *, shared_prefill: bool, first: int = 0) -> Answers:
-    """The same sampling by a plain loop, until all answers have ended. shared_prefill: a prompt is read once and copied to its rows; else
-    every row reads it. first: the number of the first prompt."""
-    rows, specials = len(prompts.audio) * GROUP, model.specials
-    copies = GROUP if shared_prefill else 1
-    streams = prompts if shared_prefill else prompts.repeat(GROUP)
-    positions, mask = causal(streams.valid)
-    caches = [CopiedCache(copies) for _ in range(model.config.num_hidden_layers + model.config.kimia_mimo_layers)]
-    hidden = [x[:, -1].repeat_interleave(copies, 0) for x in model.hidden(model.embed(streams), positions, mask, caches)]
-    seen = torch.cat([streams.valid, torch.ones(len(streams.valid), LIMIT, dtype=torch.bool)], 1).repeat_interleave(copies, 0)
-    position = (positions[:, -1:] + 1).repeat_interleave(copies, 0)
-    keys, writing = row_keys(1, first * GROUP + torch.arange(rows)), torch.ones(rows, dtype=torch.bool)
-    speaking = torch.ones(rows, dtype=torch.bool)
-    texts, codes = [], []
-    for step in range(LIMIT):
-        column, _ = draw(model.text_logits(hidden[0]), keys, step, TEXT, PLAIN)
-        texts.append(torch.where(writing, column, specials.blank))
-        writing = writing & (column != specials.text_eos)
-        code = torch.full((rows,), specials.blank)
-        if step >= model.config.kimia_mimo_audiodelaytokens:
-            code = model.audio_ids[draw(model.audio_logits(hidden[1]), keys, step, AUDIO, PLAIN)[0]]
-        codes.append(code)
-        speaking &= code != specials.media_end
-        if not speaking.any():
-            break
-        if step + 1 < LIMIT:
-            x = model.model.embed_tokens(code[:, None]) + model.model.embed_tokens(texts[-1][:, None])
-            here = seen[:, None, None, : prompts.audio.shape[1] + step + 1]
-            hidden = [x[:, -1] for x in model.hidden(x, position + step, here, caches)]
-    audio, text = torch.stack(codes, 1), torch.stack(texts, 1)
-    return Answers(audio, text, torch.ones_like(audio, dtype=torch.bool), torch.ones_like(text, dtype=torch.bool))
-
-
 def plain_batches(model: SpeechLM, prompts: Streams) -> Answers:
     """The plain loop over batches of 16 prompts, as many rows as the engine has in flight, each until its last answer has ended."""
-    parts = [cached_loop(model, prompts.select(rows), shared_prefill=True, first=int(rows[0])) for rows in torch.arange(32).split(16)]
+    parts = [cached_loop(model, prompts.select(rows), group=GROUP, limit=LIMIT, first=int(rows[0])) for rows in torch.arange(32).split(16)]
     whole = [torch.zeros(0)] * 4
     for i, name in enumerate(("audio", "text", "audio_free", "text_free")):
         tables = [getattr(part, name) for part in parts]
@@ -111,78 +60,24 @@ def plain_batches(model: SpeechLM, prompts: Streams) -> Answers:
     return Answers(*whole)
 
 
-@torch.no_grad()
-def loop_without_a_cache(model: SpeechLM, prompts: Streams) -> Answers:
-    """The same sampling, every step over all that is there."""
-    wide, rows, specials = prompts.repeat(GROUP), len(prompts.audio) * GROUP, model.specials
-    audio = text = torch.empty(rows, 0, dtype=torch.int64)
-    keys, writing = row_keys(1, torch.arange(rows)), torch.ones(rows, dtype=torch.bool)
-    for step in range(LIMIT):
-        more = torch.ones_like(audio, dtype=torch.bool)
-        streams = Streams(
-            torch.cat([wide.audio, audio], 1),
-            torch.cat([wide.text, text], 1),
-            torch.cat([wide.valid, more], 1),
-            torch.cat([wide.continuous, ~more], 1),
-            wide.features,
-        )
-        positions, mask = causal(streams.valid)
-        words, sounds = model.hidden(model.embed(streams), positions, mask)
-        column, _ = draw(model.text_logits(words[:, -1]), keys, step, TEXT, PLAIN)
-        text = torch.cat([text, torch.where(writing, column, specials.blank)[:, None]], 1)
-        writing = writing & (column != specials.text_eos)
-        code = torch.full((rows,), specials.blank)
-        if step >= model.config.kimia_mimo_audiodelaytokens:
-            code = model.audio_ids[draw(model.audio_logits(sounds[:, -1]), keys, step, AUDIO, PLAIN)[0]]
-        audio = torch.cat([audio, code[:, None]], 1)
-    return Answers(audio, text, torch.ones_like(audio, dtype=torch.bool), torch.ones_like(text, dtype=torch.bool))
+@functools.cache
+def _generate(config: SpeechLMConfig, cache: str) -> Callable[[Tensor], Tensor]:
+    return transformers_generate(config, torch.device("cpu"), torch.float32, cache, group=GROUP, limit=LIMIT)
 
 
-def transformers_generate(implementation: str) -> Callable[[SpeechLM, Streams], Tensor]:
-    """`generate` of a Qwen2 of the same size with its dynamic or static cache."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    config = Qwen2Config(
-        vocab_size=CODES,
-        hidden_size=SHAPE["hidden_size"],
-        intermediate_size=SHAPE["intermediate_size"],
-        num_hidden_layers=SHAPE["shared_layers"] + SHAPE["text_layers"] + SHAPE["audio_layers"],
-        num_attention_heads=SHAPE["heads"],
-        num_key_value_heads=SHAPE["kv_heads"],
-        tie_word_embeddings=False,
-        **ends,
-    )
-    library = Qwen2ForCausalLM(config).eval()
-
-    def generate(model: SpeechLM, prompts: Streams) -> Tensor:
-        ids = torch.randint(1, CODES, prompts.audio.shape, generator=torch.Generator().manual_seed(0))
-        cache = {} if implementation == "dynamic" else {"cache_implementation": implementation}
-        drawn: Tensor = library.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            top_k=0,
-            num_return_sequences=GROUP,
-            min_new_tokens=LIMIT,
-            max_new_tokens=LIMIT,
-            **cache,
-        )
-        assert drawn.shape == (len(ids) * GROUP, PROMPT + LIMIT)
-        return drawn
-
-    return generate
+def library(cache: str, model: SpeechLM, prompts: Streams) -> Tensor:
+    """transformers' `generate`."""
+    return _generate(model.config, cache)(prompts.audio)
 
 
 def loops() -> dict[str, Callable[[SpeechLM, Streams], object]]:
     """The engine and its peers by name."""
     return {
         "engine": engine,
-        "plain loop": partial(cached_loop, shared_prefill=False),
-        "plain loop, prompts read once": partial(cached_loop, shared_prefill=True),
-        "transformers, dynamic cache": transformers_generate("dynamic"),
-        "transformers, static cache": transformers_generate("static"),
+        "plain loop": partial(cached_loop, group=GROUP, limit=LIMIT, shared_prefill=False),
+        "plain loop, prompts read once": partial(cached_loop, group=GROUP, limit=LIMIT),
+        "transformers, dynamic cache": partial(library, "dynamic"),
+        "transformers, static cache": partial(library, "static"),
     }
 
 
@@ -246,15 +141,15 @@ def test_ratio_of_answers_that_end_early() -> None:
 def test_ratio_to_a_loop_without_a_cache() -> None:
     """Prints the ratio at 8 prompts x 8, in rounds that take turns, and checks that both draw the same."""
     model, streams = pocket_sized(8)
-    took: dict[str, list[float]] = {}
+    took: dict[str, list[float]] = {"engine": [], "loop": []}
     drawn = {}
     for turn in range(4):
-        for loop in (engine, loop_without_a_cache):
+        for name, loop in (("engine", engine), ("loop", partial(loop_without_a_cache, group=GROUP, limit=LIMIT))):
             begun = time.perf_counter()
-            drawn[loop.__name__] = loop(model, streams)
+            drawn[name] = loop(model, streams)
             if turn:
-                took.setdefault(loop.__name__, []).append(time.perf_counter() - begun)
-    ratio = median(took["loop_without_a_cache"]) / median(took["engine"])
-    same = (drawn["engine"].audio == drawn["loop_without_a_cache"].audio).float().mean()
+                took[name].append(time.perf_counter() - begun)
+    ratio = median(took["loop"]) / median(took["engine"])
+    same = (drawn["engine"].audio == drawn["loop"].audio).float().mean()
     print(f"\nengine {ratio:.1f} x as fast as a loop without a cache; {same:.1%} of the codes are the same")
     assert same > 0.95

@@ -5,7 +5,8 @@
 
 Times are the 20th, 50th and 80th percentile of the rounds. `x ours` is a peer's median over that of `ours` (or `engine`) in its group.
 GB/s and TFLOP/s count what must be moved and computed (the bench's `bytes` and `flops`), shares are of the copy and the product of
-`bench_roof.py` in the same files.
+`bench_roof.py` in the same files. Of a bench with `phases`, bytes and FLOPs that follow one another, the share is the time that all of them
+take at best, each by its own roof, over the time taken.
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ def lines_of(rows: list[Row]) -> list[list[str]]:
                     rates.append(f"{rate / scale:.3g} {unit}")
                     if key in roofs and "roof" not in row.extra:
                         shares.append(f"{rate / roofs[key]:.0%}")
+            if "tokens" in row.extra:
+                rates.append(f"{row.extra['tokens'] / row.p50:.0f} tokens/s")
+            if "phases" in row.extra and len(roofs) == 2:
+                least = sum(max(size / roofs["bytes"], flops / roofs["flops"]) for size, flops in row.extra["phases"])
+                shares.append(f"{least / row.p50:.0%}")
             times = [f"{value * 1e3:.3f}" for value in (row.p20, row.p50, row.p80)]
             lines.append([row.group, row.variant, *times, ratio, " ".join(rates), " ".join(shares)])
     return lines

@@ -36,6 +36,13 @@ def test_lines_by_hand() -> None:
     assert [line[:2] for line in lines[2:]] == [["roof", "copy"], ["roof", "product"]] and not any(line[5] or line[7] for line in lines[2:])
 
 
+def test_phases_have_a_roof_each() -> None:
+    """The copy moves 8 GB/s, the product computes 32 TFLOP/s: .2 ms of moving, .5 ms of computing."""
+    whole = bench("engine", 1e-3, tokens=50, phases=[[1.6e6, 32e5], [8e4, 16e9]])
+    (line, *_) = lines_of(rows_of({"benchmarks": [whole, *REPORT["benchmarks"][2:]]}))
+    assert line[6:] == ["50000 tokens/s", "70%"]
+
+
 def test_groups_without_a_name_are_those_of_the_other_parameters() -> None:
     some = [bench("engine", 1e-3, None), bench("loop", 2e-3, None)]
     for one, name, size in zip(some, ("engine", "loop"), (8, 8), strict=True):
