@@ -16,6 +16,7 @@ QUICK = {
     "sample_logprob": 20,
     "shared_prefix_attention": 25,
     "varlen_attention": 12,
+    "as_launched": 2,
 }
 """File -> how many cases it has at least."""
 SLOW = {"varlen_attention_others": 12}

@@ -22,6 +22,8 @@ MIN_QUERIES = {2: 32, 4: 16}
 KEY_BLOCK = {2: 32, 4: 16}
 PROGRAMS = 264  # two for each multiprocessor of an H100: what the split of the prefix aims at
 MIN_SPLIT = 128  # keys a split, at least
+# Every bucket of rows would be compiled anew for a count of 1 and for multiples of 16, which make nothing faster here.
+COUNTS = ("rows", "prompts", "capacity", "tile_rows", "splits")
 
 
 @triton.jit
@@ -39,7 +41,7 @@ def _absorb(q, keys, values, seen, scale, m, total, acc):  # type: ignore[no-unt
     return new_m, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def prefix_kernel(  # type: ignore[no-untyped-def]
     q, keys, values, starts, lengths, prompt_of, part_out, part_max, part_sum,
     q_row, q_head, k_prompt, k_head, k_position, v_prompt, v_head, v_position, rows, prompts, capacity, tile_rows, scale,
@@ -89,7 +91,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     tl.store(part_out + place[:, None] * DIM + columns[None, :], acc, mask=live[:, None] & in_dim)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def suffix_kernel(  # type: ignore[no-untyped-def]
     q, keys, values, lengths, part_out, part_max, part_sum, out,
     q_row, q_head, k_row, k_head, k_position, v_row, v_head, v_position, capacity, splits, scale,

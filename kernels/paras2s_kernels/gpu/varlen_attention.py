@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from paras2s_kernels.gpu.varlen_attention_backward import backward
-from paras2s_kernels.gpu.varlen_tiles import LN2, Tile, find_place, launch_sizes, load_rows, near, rows_left, store_rows, tile_for
+from paras2s_kernels.gpu.varlen_tiles import COUNTS, LN2, Tile, find_place, launch_sizes, load_rows, near, rows_left, store_rows, tile_for
 
 __all__ = ["backward", "forward"]
 
@@ -49,7 +49,7 @@ def _absorb(  # type: ignore[no-untyped-def]
     return m, total, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward_kernel(  # type: ignore[no-untyped-def]
     q, k, v, prefix_k, prefix_v, cu, out, lse,
     q_token, q_head, k_token, k_head, v_token, v_head, pk_token, pk_head, pv_token, pv_head, tokens, sequences, prefix, scale,

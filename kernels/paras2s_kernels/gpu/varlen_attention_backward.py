@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paras2s_kernels.gpu.varlen_tiles import LN2, LOG2E, Tile, find_place, launch_sizes, load_rows, near, rows_left, store_rows, tile_for
+from paras2s_kernels.gpu.varlen_tiles import COUNTS, LN2, LOG2E, Tile, find_place, launch_sizes, load_rows, near, rows_left, store_rows, tile_for
 
 DELTA_ROWS = 64
 PROGRAMS = 264  # two for each multiprocessor of an H100: what the parts of the prefix's gradient aim at
@@ -30,7 +30,7 @@ GRAD_KEYS = {
 }  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def delta_kernel(  # type: ignore[no-untyped-def]
     out, grad_out, grad_lse, delta, g_token, g_head, tokens, heads,
     HAS_LSE: tl.constexpr, DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -66,7 +66,7 @@ def _grad_of_queries(  # type: ignore[no-untyped-def]
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def grad_queries_kernel(  # type: ignore[no-untyped-def]
     q, k, v, prefix_k, prefix_v, cu, grad_out, lse, delta, grad_q,
     q_token, q_head, k_token, k_head, v_token, v_head, pk_token, pk_head, pv_token, pv_head, g_token, g_head,
@@ -140,7 +140,7 @@ def _grad_of_keys(  # type: ignore[no-untyped-def]
     return grad_k, grad_v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def grad_keys_kernel(  # type: ignore[no-untyped-def]
     q, k, v, cu, grad_out, lse, delta, grad_k, grad_v,
     q_token, q_head, k_token, k_head, v_token, v_head, g_token, g_head, tokens, sequences, scale,
@@ -176,7 +176,7 @@ def grad_keys_kernel(  # type: ignore[no-untyped-def]
     store_rows(grad_v + place, kv_heads * DIM, position, length, acc_v, DIM, BLOCK_N, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def grad_prefix_kernel(  # type: ignore[no-untyped-def]
     q, prefix_k, prefix_v, cu, grad_out, lse, delta, part_k, part_v,
     q_token, q_head, pk_token, pk_head, pv_token, pv_head, g_token, g_head, tokens, sequences, prefix, scale,

@@ -15,6 +15,9 @@ from torch import Tensor
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+# Triton would compile anew for a count of 1 and for multiples of 16, which change from batch to batch and make nothing faster; and ptxas
+# of CUDA 12.8 crashes on the half-precision forward of exactly one token.
+COUNTS = ("tokens", "sequences", "prefix")
 
 
 @dataclass(frozen=True)
