@@ -82,6 +82,24 @@ def test_attention_on_the_cpu_is_torchs(heads: int, kv: int, dtype: torch.dtype,
             torch.testing.assert_close(a, b, atol=10 * tolerance, rtol=10 * tolerance)
 
 
+def test_attention_elsewhere_is_torchs_of_as_many_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mask its fused kernels take no grouped heads. A tensor that claims to be elsewhere stands in for the GPU's."""
+    elsewhere = type("Elsewhere", (torch.Tensor,), {"device": torch.device("meta")})
+    asked = []
+    fused = F.scaled_dot_product_attention
+
+    def record(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> torch.Tensor:
+        asked.append((k.shape[1], v.shape[1], options.get("enable_gqa", False)))
+        return fused(q, k, v, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    q, k, v = (torch.randn(2, heads, 5, 8) for heads in (6, 2, 2))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()[None, None].expand(2, 1, 5, 5)
+    found = attend(q.as_subclass(elsewhere), k, v, mask)
+    assert asked == [(6, 6, False)]
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), attend(q, k, v, mask))
+
+
 def test_the_names_of_the_published_checkpoint() -> None:
     config = SpeechLMConfig(
         vocab_size=84,
