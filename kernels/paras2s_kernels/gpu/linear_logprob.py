@@ -20,16 +20,19 @@ GRADIENT_BLOCK = 1024
 # hidden states is below 1 GiB at 16384 x 3584. No narrower, because that gradient is read and written once a piece.
 TOKENS = 16384
 LOGITS = 3 << 25
+# A vocabulary is no multiple of anything (Kimi-Audio's audio head has 16,386 rows), and products are several times slower where rows do
+# not begin at multiples of 16 bytes.
+ALIGNED = 64
 # the maximum of a row of which nothing was seen: finite, so that 0 times what is scaled by it is 0
 _NOTHING = -1e30
 
 
 @triton.jit
 def merge_kernel(  # type: ignore[no-untyped-def]
-    logits, ids, row_max, sums, moments, chosen, width, first, inv_temperature, BLOCK: tl.constexpr
+    logits, ids, row_max, sums, moments, chosen, row_stride, width, first, inv_temperature, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    base = logits + row * width
+    base = logits + row * row_stride
     m = tl.load(row_max + row)
     s = tl.load(sums + row)
     t = tl.load(moments + row)
@@ -55,26 +58,34 @@ def merge_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def gradient_kernel(  # type: ignore[no-untyped-def]
-    logits, ids, entropy, row_max, log_sum, grad_logprob, grad_entropy, grad, width, first, inv_temperature, BLOCK: tl.constexpr
+    logits, ids, entropy, row_max, log_sum, grad_logprob, grad_entropy, grad, row_stride, width, first, inv_temperature,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
-    x = tl.load(logits + row * width + columns, mask=inside, other=0.0)
+    x = tl.load(logits + row * row_stride + columns, mask=inside, other=0.0)
     g_logprob = tl.load(grad_logprob + row)
     log_p = (x - tl.load(row_max + row)) * inv_temperature - tl.load(log_sum + row)
     g = -tl.exp(log_p) * (g_logprob + tl.load(grad_entropy + row) * (log_p + tl.load(entropy + row)))
     g += tl.where(columns == tl.load(ids + row) - first, g_logprob, 0.0)
-    tl.store(grad + row * width + columns, (g * inv_temperature).to(grad.dtype.element_ty), mask=inside)
+    tl.store(grad + row * row_stride + columns, (g * inv_temperature).to(grad.dtype.element_ty), mask=inside)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _empty(rows: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows, width] whose rows begin at multiples of ALIGNED numbers."""
+    return like.new_empty((rows, -(-width // ALIGNED) * ALIGNED), dtype=dtype)[:, :width]
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b in fp32, also where the factors are not."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32) if out is None else torch.mm(a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a.float(), b.float(), out=out)
+
+
+def _logits(states: Tensor, head: Tensor) -> Tensor:
+    return _product(states, head.t(), _empty(len(states), len(head), states, torch.float32))
 
 
 def _pieces(total: int, size: int) -> list[slice]:
@@ -103,11 +114,11 @@ def forward(
     token_pieces, vocab_pieces = _split(rows, vocab, tokens, width)
     for columns in vocab_pieces:
         for piece in token_pieces:
-            logits = _product(hidden[piece], weight[columns].t())
+            logits = _logits(hidden[piece], weight[columns])
             size = block or next((block for block in CONFIGS if block >= logits.shape[1]), max(CONFIGS))
             merge_kernel[(logits.shape[0],)](
                 logits, ids[piece], row_max[piece], sums[piece], moments[piece], chosen[piece],
-                logits.shape[1], columns.start, 1.0 / temperature, BLOCK=size, num_warps=CONFIGS.get(size, 1),
+                logits.stride(0), logits.shape[1], columns.start, 1.0 / temperature, BLOCK=size, num_warps=CONFIGS.get(size, 1),
             )  # fmt: skip
             del logits  # before the next piece takes its memory
     log_sum = sums.log()
@@ -145,11 +156,11 @@ def backward(
         grad_head = torch.zeros_like(head, dtype=torch.float32) if need_weight else grad_weight
         for piece in token_pieces:
             states = hidden[piece]
-            logits = _product(states, head.t())
-            grad = torch.empty_like(logits, dtype=weight.dtype)
+            logits = _logits(states, head)
+            grad = _empty(*logits.shape, states, weight.dtype)
             gradient_kernel[(logits.shape[0], triton.cdiv(logits.shape[1], block))](
                 logits, ids[piece], entropy[piece], row_max[piece], log_sum[piece], grad_logprob[piece], grad_entropy[piece], grad,
-                logits.shape[1], columns.start, 1.0 / temperature, BLOCK=block, num_warps=CONFIGS.get(block, 1),
+                logits.stride(0), logits.shape[1], columns.start, 1.0 / temperature, BLOCK=block, num_warps=CONFIGS.get(block, 1),
             )  # fmt: skip
             del logits  # the products below take its memory
             if need_hidden:

@@ -13,7 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paras2s_kernels.gpu.varlen_tiles import COUNTS, LN2, LOG2E, Tile, find_place, launch_sizes, load_rows, near, rows_left, store_rows, tile_for
+from paras2s_kernels.gpu.varlen_tiles import (
+    COUNTS,
+    LN2,
+    LOG2E,
+    Tile,
+    find_place,
+    launch_sizes,
+    load_rows,
+    near,
+    rows_left,
+    store_rows,
+    tile_for,
+)
 
 DELTA_ROWS = 64
 PROGRAMS = 264  # two for each multiprocessor of an H100: what the parts of the prefix's gradient aim at

@@ -14,8 +14,9 @@ from paras2s_kernels.gpu import linear_logprob as kernel
 _ROWS = ("row_max", "sums", "moments", "chosen", "entropy", "log_sum", "grad_logprob", "grad_entropy")
 
 
-def _build(function: Any, capability: int, dtype: str, block: int, num_warps: int, width: str = "i32") -> Resources:
-    types = {"logits": "*fp32", "grad": f"*{dtype}", "ids": "*i64", "width": width, "first": "i32", "inv_temperature": "fp32"}
+def _build(function: Any, capability: int, dtype: str, block: int, num_warps: int) -> Resources:
+    types = {"logits": "*fp32", "grad": f"*{dtype}", "ids": "*i64", "inv_temperature": "fp32"}
+    types |= dict.fromkeys(("row_stride", "width", "first"), "i32")
     types |= dict.fromkeys(_ROWS, "*fp32")
     arguments = {name: types[name] for name in function.arg_names if name in types}
     return compile_for(capability, function, arguments, {"BLOCK": block}, num_warps)
@@ -35,7 +36,7 @@ def test_gradient_fits(capability: int, dtype: str) -> None:
 
 
 def _check_offsets(resources: Resources) -> None:
-    """Every product of the row with the width, and there is one, has 64 bits."""
+    """Every product of the row with its stride, and there is one, has 64 bits."""
     products = [line for line in resources.ttir.splitlines() if "arith.muli" in line and "%row" in line]
     assert products and all(": i64" in line for line in products), f"offsets below 64 bits: {products}"
 

@@ -102,6 +102,19 @@ def test_through_the_public_function() -> None:
     assert not kl.any()
 
 
+def test_products_get_rows_that_begin_at_16_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, product = [], kernel._product
+
+    def record(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        seen.extend((a, b) if out is None else (a, b, out))
+        return product(a, b, out)
+
+    monkeypatch.setattr(kernel, "_product", record)
+    oracle.run(oracle.make_case(3, 99, size=64, dtype=torch.float16), kernel.forward, kernel.backward, width=50)
+    assert len(seen) == 2 * 3 + 2 * (3 + 2 + 2)
+    assert all(max(x.stride()) * x.element_size() % 16 == 0 for x in seen)
+
+
 BUGS = {
     "sum_not_rescaled": ("s = scale * s + tl.sum(e, 0)", "s = s + tl.sum(e, 0)"),
     "entropy_sum_not_rescaled": ("t = scale * (t + shift * s)", "t = (t + shift * s)"),
@@ -114,7 +127,9 @@ BUGS = {
     "maximum_not_kept": ("tl.store(row_max + row, m)", "tl.store(row_max + row, m + 1.0)"),
     "id_of_the_first_piece": ("column = tl.load(ids + row) - first", "column = tl.load(ids + row)"),
     "id_lost_in_the_next_piece": ("mask=here, other=0.0), mask=here)", "mask=here, other=0.0))"),
-    "rows_overlap": ("base = logits + row * width", "base = logits + row * (width - 1)"),
+    "rows_overlap": ("base = logits + row * row_stride", "base = logits + row * (row_stride - 1)"),
+    "no_gaps_between_rows": ("base = logits + row * row_stride", "base = logits + row * width"),
+    "no_gaps_between_rows_of_the_gradient": ("tl.store(grad + row * row_stride", "tl.store(grad + row * width"),
     "entropy_sign": ("log_sum - moments / sums", "log_sum + moments / sums"),
     "logprob_without_temperature": ("(chosen - row_max) * (1.0 / temperature) - log_sum", "(chosen - row_max) - log_sum"),
     "backward_softmax_without_temperature": ("tl.load(row_max + row)) * inv_temperature -", "tl.load(row_max + row)) -"),
@@ -125,7 +140,10 @@ BUGS = {
     "backward_first_block_only": ("tl.program_id(1) * BLOCK + tl", "tl"),
     "last_piece_only_to_hidden": ("grad_hidden[piece] += _product", "grad_hidden[piece] = _product"),
     "last_tokens_only_to_weight": ("grad_head += _product", "grad_head = _product"),
-    "rounded_logits": ("return a.float() @ b.float()", "return (a @ b).float()"),
+    "rounded_logits": (
+        "return torch.mm(a.float(), b.float(), out=out)",
+        "return (a @ b).float() if out is None else out.copy_(a @ b)",
+    ),
 }  # fmt: skip
 
 
