@@ -14,8 +14,9 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -95,6 +96,13 @@ def choose(device: torch.device) -> str:
 def implementation(kernel: str, device: torch.device) -> ModuleType:
     """The module with `forward`, and `backward` if it is a kernel too, of `kernel` for tensors on `device`."""
     return importlib.import_module(f"paras2s_kernels.{_FOLDER[choose(device)]}.{kernel}")
+
+
+def run(kernel: str, direction: str, device: torch.device, *arguments: Any) -> Any:
+    """`forward` or `backward` of `kernel` for tensors on `device`. Triton launches on the current GPU, wherever the tensors are."""
+    function = getattr(implementation(kernel, device), direction)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return function(*arguments)
 
 
 def backends() -> list[dict[str, object]]:

@@ -92,7 +92,7 @@ _Results = tuple[Tensor, Tensor, Tensor, Tensor]  # loss [], stats [3], token_gr
     "float clip_high, float kl_weight) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward_op(new_logprob: Tensor, *arguments: Any) -> _Results:
-    results: _Results = dispatch.implementation("grpo_loss", new_logprob.device).forward(new_logprob, *arguments)
+    results: _Results = dispatch.run("grpo_loss", "forward", new_logprob.device, new_logprob, *arguments)
     return results
 
 

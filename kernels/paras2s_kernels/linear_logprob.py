@@ -82,7 +82,7 @@ def _check(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float, ref_
     schema="(Tensor hidden, Tensor weight, Tensor ids, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward_op(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> Rows:
-    rows: Rows = dispatch.implementation("linear_logprob", hidden.device).forward(hidden, weight, ids, temperature)
+    rows: Rows = dispatch.run("linear_logprob", "forward", hidden.device, hidden, weight, ids, temperature)
     return rows
 
 
@@ -93,9 +93,8 @@ def _forward_op(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float)
     "Tensor? grad_logprob, Tensor? grad_entropy, bool need_hidden, bool need_weight) -> (Tensor, Tensor)",
 )
 def _backward_op(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    module = dispatch.implementation("linear_logprob", hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):  # where somebody calls backward() under it
-        grads: tuple[Tensor, Tensor] = module.backward(hidden, *arguments)
+        grads: tuple[Tensor, Tensor] = dispatch.run("linear_logprob", "backward", hidden.device, hidden, *arguments)
     return grads
 
 

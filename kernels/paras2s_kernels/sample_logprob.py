@@ -97,8 +97,8 @@ def _check(logits: Tensor, row_ids: Tensor, step: int | Tensor, temperature: flo
 def _op(
     logits: Tensor, seed: int, row_ids: Tensor, steps: Tensor, stream: int, temperature: float, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    module = dispatch.implementation("sample_logprob", logits.device)
-    drawn: tuple[Tensor, Tensor] = module.forward(logits, seed, row_ids, steps, stream, temperature, top_k, top_p)
+    arguments = (logits, seed, row_ids, steps, stream, temperature, top_k, top_p)
+    drawn: tuple[Tensor, Tensor] = dispatch.run("sample_logprob", "forward", logits.device, *arguments)
     return drawn
 
 

@@ -108,7 +108,7 @@ def _check_integers(q: Tensor, prompts: int, integers: dict[str, Tensor]) -> Non
     "Tensor suffix_lengths, Tensor prompt_of, float scale, Tensor? prefix_starts) -> Tensor",
 )
 def _forward_op(q: Tensor, *arguments: Any) -> Tensor:
-    out: Tensor = dispatch.implementation("shared_prefix_attention", q.device).forward(q, *arguments)
+    out: Tensor = dispatch.run("shared_prefix_attention", "forward", q.device, q, *arguments)
     return out
 
 

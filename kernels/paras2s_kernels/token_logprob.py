@@ -69,7 +69,7 @@ _Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # logprob, entropy, row_max, log_
     schema="(Tensor logits, Tensor ids, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _forward_op(logits: Tensor, ids: Tensor, temperature: float) -> _Rows:
-    rows: _Rows = dispatch.implementation("token_logprob", logits.device).forward(logits, ids, temperature)
+    rows: _Rows = dispatch.run("token_logprob", "forward", logits.device, logits, ids, temperature)
     return rows
 
 
@@ -80,8 +80,7 @@ def _forward_op(logits: Tensor, ids: Tensor, temperature: float) -> _Rows:
     "Tensor? grad_logprob, Tensor? grad_entropy) -> Tensor",
 )
 def _backward_op(logits: Tensor, *arguments: Any) -> Tensor:
-    module = dispatch.implementation("token_logprob", logits.device)
-    grad: Tensor = module.backward(logits, *arguments)
+    grad: Tensor = dispatch.run("token_logprob", "backward", logits.device, logits, *arguments)
     return grad
 
 

@@ -111,7 +111,7 @@ _Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     schema="(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, float scale, Tensor? prefix_k, Tensor? prefix_v) -> (Tensor, Tensor)",
 )
 def _forward_op(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    results: tuple[Tensor, Tensor] = dispatch.implementation("varlen_attention", q.device).forward(q, *arguments)
+    results: tuple[Tensor, Tensor] = dispatch.run("varlen_attention", "forward", q.device, q, *arguments)
     return results
 
 
@@ -122,8 +122,7 @@ def _forward_op(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     "Tensor? prefix_v, Tensor out, Tensor lse, bool prefix_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward_op(grad_out: Tensor | None, grad_lse: Tensor | None, q: Tensor, *arguments: Any) -> _Grads:
-    module = dispatch.implementation("varlen_attention", q.device)
-    grads: _Grads = module.backward(grad_out, grad_lse, q, *arguments)
+    grads: _Grads = dispatch.run("varlen_attention", "backward", q.device, grad_out, grad_lse, q, *arguments)
     return grads
 
 

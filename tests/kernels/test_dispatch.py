@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,28 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cpu_tensors_run_the_reference() -> None:
     assert dispatch.choose(CPU) == "reference"
     assert dispatch.implementation("token_logprob", CPU).__name__ == "paras2s_kernels.reference.token_logprob"
+
+
+def test_kernels_run_on_the_gpu_that_their_tensors_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton itself launches on the current one, whatever the tensors are on."""
+    current: list[object] = [None]
+
+    class Device:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            current.append(self.device)
+
+        def __exit__(self, *raised: object) -> None:
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    kernel = SimpleNamespace(forward=lambda value: (value, current[-1]))
+    monkeypatch.setattr(dispatch, "implementation", lambda name, device: kernel)
+    second = torch.device("cuda", 1)
+    assert dispatch.run("token_logprob", "forward", second, 7) == (7, second)
+    assert dispatch.run("token_logprob", "forward", CPU, 7) == (7, None) and current == [None]
 
 
 def test_block_wins_over_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def backward(
         for piece in token_pieces:
             states = hidden[piece]
             logits = _logits(states, head)
-            grad = _empty(*logits.shape, states, weight.dtype)
+            grad = _empty(logits.shape[0], logits.shape[1], states, weight.dtype)
             gradient_kernel[(logits.shape[0], triton.cdiv(logits.shape[1], block))](
                 logits, ids[piece], entropy[piece], row_max[piece], log_sum[piece], grad_logprob[piece], grad_entropy[piece], grad,
                 logits.stride(0), logits.shape[1], columns.start, 1.0 / temperature, BLOCK=block, num_warps=CONFIGS.get(block, 1),
