@@ -10,21 +10,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-CUDA = torch.cuda.is_available()
+from benchmarks.timing import CUDA, measure
+
 DEVICE = "cuda" if CUDA else "cpu"
 COPIED = 2**30 if CUDA else 2**27  # bytes; far beyond any cache
 SIDE = 8192 if CUDA else 2048
 
 
 def _measure(benchmark: pytest.FixtureRequest, name: str, call, **counted: int) -> None:  # type: ignore[no-untyped-def]
-    def synchronised() -> None:
-        call()
-        if CUDA:
-            torch.cuda.synchronize()
-
     benchmark.group = "roof"  # type: ignore[attr-defined]
     benchmark.extra_info.update(roof=name, device=torch.cuda.get_device_name() if CUDA else "cpu", torch=torch.__version__, **counted)  # type: ignore[attr-defined]
-    benchmark.pedantic(synchronised, rounds=20, warmup_rounds=3)  # type: ignore[attr-defined]
+    measure(benchmark, [call], rounds=20)
 
 
 def test_copy(benchmark: pytest.FixtureRequest) -> None:

@@ -4,27 +4,29 @@
     pytest benchmarks/bench_sample_logprob.py --benchmark-only --benchmark-json=sample_logprob.json
 
 Each group holds all variants of one shape and restriction. `peer-sort` sorts the vocabulary, as transformers' warpers do, and draws
-with `torch.multinomial`; `peer-race` has top-k by `topk` and the exponential race. `loop` is what the rollouts call: this kernel on a
-GPU, one random number a row on the CPU. The peers' draws depend on the batch, ours do not. extra_info has the bytes that must be moved.
+with `torch.multinomial`; `peer-race` has top-k by `topk` and the exponential race. `loop` is what the rollouts call on the CPU, with one
+random number a row. The peers' draws depend on the batch, ours do not. extra_info has the bytes that must be moved. On a GPU all but
+`peer-sort`, which waits for it, are replayed from a graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.timing import CUDA, measure, sets_for
 from paras2s_cli.rollout.sampling import Warp, draw, row_keys
 from paras2s_kernels import backends, sample_logprob
 
-CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 # rows, columns, dtype: decode steps of the pocket model; of Kimi-Audio's audio and text heads
 SHAPES = [(8, 1026, torch.float32), (64, 1026, torch.float32)]
 if CUDA:
-    SHAPES = [(64, 16896, torch.bfloat16), (256, 16896, torch.bfloat16), (64, 151_680, torch.bfloat16), (256, 151_680, torch.bfloat16)]
+    SHAPES = [(rows, vocab, torch.bfloat16) for rows in (256, 64) for vocab in (151_680, 16_386)]
 # top_k, top_p
 RESTRICTIONS = [(0, 1.0), (50, 1.0), (0, 0.9), (50, 0.9)]
 TEMPERATURE = 0.8
@@ -59,9 +61,8 @@ def loop(logits: Tensor, row_ids: Tensor, step: Tensor, top_k: int, top_p: float
     return draw(logits, row_keys(1, row_ids), 3, 0, Warp(TEMPERATURE, top_k, top_p))
 
 
-VARIANTS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"ours": ours, "peer-sort": peer_sort, "peer-race": peer_race, "loop": loop}
-if CUDA:
-    VARIANTS["peer-race-compiled"] = torch.compile(peer_race, dynamic=False)
+VARIANTS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"ours": ours, "peer-sort": peer_sort, "peer-race": peer_race}
+VARIANTS |= {"peer-race-compiled": torch.compile(peer_race, dynamic=False)} if CUDA else {"loop": loop}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -74,21 +75,18 @@ def test_sample_logprob(
     top_k, top_p = restriction
     if top_p < 1 and variant not in ("ours", "peer-sort", "loop"):
         pytest.skip("has no nucleus")
-    logits = torch.randn(rows, vocab, dtype=dtype, device=DEVICE) * 3
+    size = rows * vocab * dtype.itemsize
+    inputs = [torch.randn(rows, vocab, dtype=dtype, device=DEVICE) * 3 for _ in range(sets_for(size))]
     row_ids = torch.arange(rows, device=DEVICE)
     step = torch.full((rows,), 3, device=DEVICE)
     function = VARIANTS[variant]
 
-    def call() -> None:
-        function(logits, row_ids, step, top_k, top_p)
-        if CUDA:
-            torch.cuda.synchronize()
-
     benchmark.group = f"{rows}x{vocab} top_k {top_k} top_p {top_p}"  # type: ignore[attr-defined]
     benchmark.extra_info.update(  # type: ignore[attr-defined]
-        bytes=rows * vocab * dtype.itemsize,
+        bytes=size,
         device=torch.cuda.get_device_name() if CUDA else "cpu",
         torch=torch.__version__,
         backend=backends()[0]["chosen"],
     )
-    benchmark.pedantic(call, rounds=20, warmup_rounds=3)  # type: ignore[attr-defined]
+    calls = [partial(function, logits, row_ids, step, top_k, top_p) for logits in inputs]
+    measure(benchmark, calls, rounds=20, graph=variant != "peer-sort")

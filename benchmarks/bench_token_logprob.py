@@ -11,20 +11,21 @@ be moved.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.timing import CUDA, measure, sets_for
 from paras2s_kernels import backends, token_logprob
 
-CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 # rows, columns, dtype: a GRPO minibatch of the pocket model; Kimi-Audio's audio and text heads
 SHAPES = [(2000, 1026, torch.float32)]
 if CUDA:
-    SHAPES = [(16384, 1026, torch.bfloat16), (16384, 16896, torch.bfloat16), (16384, 151_680, torch.bfloat16)]
+    SHAPES = [(16384, vocab, torch.bfloat16) for vocab in (151_680, 16_386, 1026)]
 
 
 def peer_logprob(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, ...]:
@@ -50,23 +51,22 @@ if CUDA:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}-{str(shape[2])[6:]}")
 def test_token_logprob(benchmark: pytest.FixtureRequest, shape: tuple[int, int, torch.dtype], direction: str, variant: str) -> None:
     rows, vocab, dtype = shape
-    logits = torch.randn(rows, vocab, dtype=dtype, device=DEVICE, requires_grad=direction != "forward")
+    size, learns = rows * vocab * dtype.itemsize, direction != "forward"
+    inputs = [torch.randn(rows, vocab, dtype=dtype, device=DEVICE, requires_grad=learns) for _ in range(sets_for(size))]
     ids = torch.randint(0, vocab, (rows,), device=DEVICE)
     function = VARIANTS[variant]
 
-    def call() -> None:
+    def call(logits: Tensor) -> None:
         logits.grad = None
         outputs = function(logits, ids, 0.8)
-        if direction != "forward":
+        if learns:
             torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
-        if CUDA:
-            torch.cuda.synchronize()
 
     benchmark.group = f"{rows}x{vocab} {direction}"  # type: ignore[attr-defined]
     benchmark.extra_info.update(  # type: ignore[attr-defined]
-        bytes=rows * vocab * dtype.itemsize * (1 if direction == "forward" else 3),
+        bytes=size * (3 if learns else 1),
         device=torch.cuda.get_device_name() if CUDA else "cpu",
         torch=torch.__version__,
         backend=backends()[0]["chosen"],
     )
-    benchmark.pedantic(call, rounds=20, warmup_rounds=3)  # type: ignore[attr-defined]
+    measure(benchmark, [partial(call, logits) for logits in inputs], rounds=20, graph=not learns)
