@@ -29,6 +29,7 @@ def shared_prefix_attention(
     prompt_of: Tensor,
     scale: float,
     prefix_starts: Tensor | None = None,
+    group: int = 0,
 ) -> Tensor:
     """softmax(scale q k') v of one query position a row, over its prompt's prefix and then its own suffix.
 
@@ -40,6 +41,8 @@ def shared_prefix_attention(
     prompt_of           [B] int64 in [0, P): any order is right, but only rows that stand together share the reading
     scale               multiplies the scores, usually d ** -0.5
     prefix_starts       [P] int64, for prompts that are padded on the left; None is 0
+    group               how many rows of a prompt stand together, where that is known: it decides what shares a reading, not what comes out.
+                        0 is B / P, too few where memory for more prompts than there are is given
     returns             [B, H, d] in the dtype of q; 0 for a row that sees nothing
 
     Each tensor may be strided, its last dimension is contiguous. Sums are in float32. There is no gradient.
@@ -55,9 +58,11 @@ def shared_prefix_attention(
     _check_integers(q, prefix_k.shape[0], {name: tensor for name, tensor in integers.items() if tensor is not None})
     if not math.isfinite(scale):
         raise ValueError(f"scale: expected a finite number, got {scale}")
+    if group < 0:
+        raise ValueError(f"group: expected at least 0, got {group}")
     arguments = (q, prefix_k, prefix_v, prefix_lengths, suffix_k, suffix_v, suffix_lengths, prompt_of, float(scale), prefix_starts)
     if torch.compiler.is_compiling() or dispatch.choose(q.device) == "triton":
-        out: Tensor = torch.ops.paras2s.shared_prefix_attention(*arguments)
+        out: Tensor = torch.ops.paras2s.shared_prefix_attention(*arguments, group)
         return out
     return reference.forward(*arguments)
 
@@ -105,7 +110,7 @@ def _check_integers(q: Tensor, prompts: int, integers: dict[str, Tensor]) -> Non
     "paras2s::shared_prefix_attention",
     mutates_args=(),
     schema="(Tensor q, Tensor prefix_k, Tensor prefix_v, Tensor prefix_lengths, Tensor suffix_k, Tensor suffix_v, "
-    "Tensor suffix_lengths, Tensor prompt_of, float scale, Tensor? prefix_starts) -> Tensor",
+    "Tensor suffix_lengths, Tensor prompt_of, float scale, Tensor? prefix_starts, int group=0) -> Tensor",
 )
 def _forward_op(q: Tensor, *arguments: Any) -> Tensor:
     out: Tensor = dispatch.run("shared_prefix_attention", "forward", q.device, q, *arguments)

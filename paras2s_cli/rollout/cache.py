@@ -26,7 +26,7 @@ class SharedCache:
         # zeros: what is not seen has weight 0, and must be a number for that
         self.prefix = torch.zeros(self.layers, 2, prompts, heads, width, dim, dtype=dtype, device=device)
         self.suffix = torch.zeros(self.layers, 2, rows, heads, limit, dim, dtype=dtype, device=device)
-        self.width = width
+        self.width, self.group = width, 0
         self.lengths = torch.full((prompts,), width, device=device)
         self.prompt_of = torch.zeros(rows, dtype=torch.int64, device=device)
         self.filled = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -35,10 +35,10 @@ class SharedCache:
         self._views: tuple[int, int, list[SharedLayer]] | None = None
         self._grouping: tuple[int, Tensor | None] | None = None
 
-    def clear(self, width: int) -> None:
-        """Forgets all rows; prompts of at most `width` positions are stored from now on."""
+    def clear(self, width: int, group: int = 0) -> None:
+        """Forgets all rows; prompts of at most `width` positions are stored from now on, with `group` rows each, 0 if that is not known."""
         self.filled.zero_()
-        self.width, self._views, self._grouping = width, None, None
+        self.width, self.group, self._views, self._grouping = width, group, None, None
 
     def store_prompts(self, slots: Tensor, layers: list[Prefix], lengths: Tensor) -> None:
         """Keeps prefilled prompts in `slots` [N] int64; their own length is at most S."""
@@ -109,7 +109,7 @@ class SharedLayer:
         self.prefix_k, self.prefix_v = cache.prefix[layer, :, :prompts, :, cache.prefix.shape[4] - cache.width :]
         self.suffix_k, self.suffix_v = cache.suffix[layer, :, :rows]
         self.row, self.filled, self.prompt_of = cache._every_row[:rows], cache.filled[:rows], cache.prompt_of[:rows]
-        self.lengths, self.width = cache.lengths[:prompts], cache.width
+        self.lengths, self.width, self.group = cache.lengths[:prompts], cache.width, cache.group
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Stores k, v [rows, kv_heads, head_dim] and lets q [rows, H, head_dim] look at its prompt and its row."""
@@ -123,5 +123,6 @@ class SharedLayer:
         if self.planned is not None:
             return reference.attend(q, prefix_k, prefix_v, suffix_k, suffix_v, scale, self.planned).to(dtype)
         starts = self.width - self.lengths
-        out = shared_prefix_attention(q, prefix_k, prefix_v, self.lengths, suffix_k, suffix_v, self.filled, self.prompt_of, scale, starts)
+        suffix = suffix_k, suffix_v, self.filled
+        out = shared_prefix_attention(q, prefix_k, prefix_v, self.lengths, *suffix, self.prompt_of, scale, starts, self.group)
         return out.to(dtype)

@@ -124,10 +124,15 @@ def test_what_it_cannot_take(name: str, wrong: object, message: str) -> None:
         shared_prefix_attention(*replace(GOOD, **{name: wrong}).arguments)
 
 
+def test_it_takes_no_group_below_0() -> None:
+    with pytest.raises(ValueError, match=r"^group: expected at least 0, got -1"):
+        shared_prefix_attention(*GOOD.arguments, group=-1)
+
+
 def test_op_is_registered_right() -> None:
     op = torch.ops.paras2s.shared_prefix_attention.default
     torch.library.opcheck(op, oracle.make_case(padding="left", ragged=True).arguments)
-    torch.library.opcheck(op, oracle.make_case((2, 2)).arguments)
+    torch.library.opcheck(op, (*oracle.make_case((2, 2)).arguments, 2))
 
 
 def test_compiles_to_one_graph() -> None:

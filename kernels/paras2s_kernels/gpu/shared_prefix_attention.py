@@ -143,13 +143,13 @@ def wide(*tensors: Tensor) -> bool:
     return all(x.data_ptr() % 16 == 0 and not any(stride % 16 for stride in x.stride()[:-1]) for x in tensors)
 
 
-def tiling(rows: int, prompts: int, rep: int, itemsize: int, wide: bool = True) -> tuple[int, int]:
-    """(rows a tile, queries a tile): the mean group in one tile, or in equal parts where it is too large for one.
+def tiling(rows: int, group: int, rep: int, itemsize: int, wide: bool = True) -> tuple[int, int]:
+    """(rows a tile, queries a tile): a group in one tile, or in equal parts where it is too large for one.
 
     All query heads of a row are in one tile, so one of many heads for each key-value head can be larger than MAX_QUERIES.
     """
     most = max((MAX_QUERIES if wide else MAX_QUERIES_NARROW)[itemsize], triton.next_power_of_2(rep))
-    group = -(-rows // max(prompts, 1))
+    group = min(group, rows)
     parts = -(-group // (most // rep))
     tile_rows = -(-group // parts)
     return tile_rows, queries_of(tile_rows, rep, itemsize)
@@ -187,6 +187,7 @@ def forward(
     prompt_of: Tensor,
     scale: float,
     prefix_starts: Tensor | None,
+    group: int = 0,
     block: int | None = None,
     splits: int | None = None,
     tile_rows: int | None = None,
@@ -202,7 +203,7 @@ def forward(
         return out
     rep, itemsize = heads // kv_heads, q.dtype.itemsize
     all_wide = wide(q, prefix_k, prefix_v, suffix_k, suffix_v)
-    chosen_rows, queries = tiling(rows, prompts, rep, itemsize, all_wide)
+    chosen_rows, queries = tiling(rows, group or -(-rows // max(prompts, 1)), rep, itemsize, all_wide)
     if tile_rows is not None:
         chosen_rows, queries = tile_rows, queries_of(tile_rows, rep, itemsize)
     tiles = -(-rows // chosen_rows)

@@ -104,14 +104,15 @@ def forward(
     prompt_of: Tensor,
     scale: float,
     prefix_starts: Tensor | None,
+    group: int = 0,
 ) -> Tensor:
-    """out [B, H, d]."""
+    """out [B, H, d]. How many rows of a prompt stand together does not matter here."""
     if not q.shape[0]:
         return torch.empty_like(q, memory_format=torch.contiguous_format)
     prompts = prefix_k.shape[0]
     if not prompts:
         raise ValueError("prompt_of: names prompts, but prefix_k has none")
-    group, place = grouping(prompt_of, prompts)
+    size, place = grouping(prompt_of, prompts)
     longest = max(int(suffix_lengths.max()), 0)
     if longest > suffix_k.shape[2]:
         raise ValueError(f"suffix_lengths: {longest} is more than the {suffix_k.shape[2]} positions of suffix_k")
@@ -120,7 +121,7 @@ def forward(
     outside = torch.cat([prefix_outside[prompt_of], suffix_outside], 1)
     nothing = outside.all(1)
     seen = torch.zeros_like(outside, dtype=q.dtype).masked_fill_(outside, _NEG_INF)
-    planned = Plan(group, place, longest, spread(seen, prompts, group, place), nothing if bool(nothing.any()) else None)
+    planned = Plan(size, place, longest, spread(seen, prompts, size, place), nothing if bool(nothing.any()) else None)
     # what is not seen may be no number
     prefix_k, prefix_v = (x.masked_fill(prefix_outside[:, None, :, None], 0.0) for x in (prefix_k, prefix_v))
     suffix_k, suffix_v = (x[:, :, :longest].masked_fill(suffix_outside[:, None, :, None], 0.0) for x in (suffix_k, suffix_v))

@@ -84,13 +84,25 @@ def test_out_of_range_reads_nothing_else() -> None:
 
 def test_tiles_hold_whole_groups() -> None:
     assert kernel.tiling(64, 8, 7, 2) == (8, 64)  # 8 rows of 7 queries: 56 of 64
-    assert kernel.tiling(64, 1, 7, 2) == (8, 64)  # 64 rows in 8 equal tiles, not 7 of 9 and a rest
+    assert kernel.tiling(64, 64, 7, 2) == (8, 64)  # 64 rows in 8 equal tiles, not 7 of 9 and a rest
     assert kernel.tiling(64, 8, 3, 4) == (4, 16)
-    assert kernel.tiling(5, 5, 40, 2) == (1, 64)
-    assert kernel.tiling(5, 5, 80, 2) == (1, 128)
-    assert kernel.tiling(5, 5, 7, 2) == (1, 32)
+    assert kernel.tiling(5, 1, 40, 2) == (1, 64)
+    assert kernel.tiling(5, 1, 80, 2) == (1, 128)
+    assert kernel.tiling(5, 1, 7, 2) == (1, 32)
+    assert kernel.tiling(5, 8, 7, 2) == (5, 64)  # fewer rows than a group has
     assert kernel.tiling(64, 8, 7, 2, wide=False) == (4, 32)
     assert [kernel.splits_for(capacity, 32) for capacity in (0, 1, 128, 129, 4096)] == [0, 1, 1, 2, 9]
+
+
+def test_a_group_is_in_one_tile_however_many_prompts_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 rows in groups of 8, and memory for 32 prompts: tiles of 64 / 32 rows would read each prefix four times."""
+    grids = record_grids(monkeypatch, kernel, "prefix_kernel", "suffix_kernel")
+    q, keys, own = torch.zeros(64, 28, 16), torch.zeros(32, 4, 128, 16), torch.zeros(64, 4, 8, 16)
+    lengths, numbers = torch.zeros(32, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
+    q, keys, own = (x.bfloat16() for x in (q, keys, own))
+    for group in (0, 8):
+        kernel.forward(q, keys, keys, lengths, own, own, numbers, numbers, 1.0, None, group)
+    assert [grid[0] for grid in grids] == [32, 64, 8, 64]
 
 
 def test_wide_loads_need_even_strides() -> None:
