@@ -3,18 +3,22 @@
 An answer is not sampled: the probabilities of all that are allowed are read off the model, so that they can be compared and added up.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing.loading import load_model
 from paras2s_cli.judge.pretrained import version_name
 from paras2s_cli.judge.stages import RATE
+from paras2s_cli.models.lora import WEIGHTS
 from paras2s_cli.recipe.aligning import RewardLM
 from paras2s_cli.recipe.judging import AudioLM, EndToEnd
 
@@ -138,17 +142,33 @@ def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[list[int]]:
     return [ids + [tokenizer.eos_token_id] * any(ids == other[: len(ids)] for other in plain if other is not ids) for ids in plain]
 
 
-def _with_adapter(model: Any, folder: str, key: str) -> Any:
-    """The model with a LoRA adapter merged into it. Raises UsageError for what is no adapter of this model."""
+def _with_adapter(model: Any, source: str, key: str) -> Any:
+    """The model with a LoRA adapter merged into it. Raises UsageError for what is no adapter of this model, or of only a part of it."""
     try:
         from peft import PeftModel
     except ImportError:
-        raise UsageError(f"{key}.adapter: {folder} needs PEFT to be read; pip install peft") from None
+        raise UsageError(f"{key}.adapter: {source} needs PEFT to be read; pip install peft") from None
+    folder = Path(source).expanduser()
+    if not (folder / WEIGHTS).is_file() and (pickle := folder / "adapter_model.bin").is_file():
+        raise UsageError(
+            f"{key}.adapter: {pickle} is a pickle, which is never read here: if you trust it, `paras2s convert {pickle} {folder / WEIGHTS}`"
+            " makes safetensors of it"
+        )
     try:
-        return PeftModel.from_pretrained(model, folder).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of tensors that are wanting: below that is an error
+            adapted = PeftModel.from_pretrained(model, str(folder))
+            # The library leaves out what does not fit by its name, and tells of it here alone.
+            found = adapted.load_adapter(str(folder), "default")
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:300]
-        raise UsageError(f"{key}.adapter: {folder} is no adapter of this model ({why}); name the folder that PEFT has saved") from error
+        raise UsageError(f"{key}.adapter: {source} is no adapter of this model ({why}); name the folder that PEFT has saved") from error
+    if odd := [*found.unexpected_keys, *found.missing_keys]:
+        raise UsageError(
+            f"{key}.adapter: {source} does not fit this model: {len(found.unexpected_keys)} of its tensors have no place and"
+            f" {len(found.missing_keys)} are wanting ({min(odd)}); name an adapter of the model as transformers loads it here"
+        )
+    return adapted.merge_and_unload()
 
 
 def _padded(wave: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.hearing import tone
@@ -124,6 +125,16 @@ def test_an_adapter_is_heard(checkpoints: dict[str, Path], waves: list[np.ndarra
     assert with_it.name != without.name
     with pytest.raises(UsageError, match=r"^tone.adapter: .* is no adapter"):
         AudioLMDescriber(settings(checkpoints["qwen2_audio"], adapter=str(checkpoints["whisper"])))
+    # as it is named on a whole model of which this is a part: the library would leave it out and say nothing
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({name.replace("base_model.model.", "base_model.model.thinker."): tensor for name, tensor in tensors.items()}, file)
+    with pytest.raises(UsageError, match=r"^tone.adapter: .* does not fit this model: \d+ of its tensors have no place"):
+        AudioLMDescriber(settings(checkpoints["qwen2_audio"], adapter=str(tmp_path / "adapter")))
+    file.unlink()
+    torch.save(tensors, file.with_name("adapter_model.bin"))
+    with pytest.raises(UsageError, match=r"adapter_model.bin is a pickle, .*`paras2s convert .*adapter_model.safetensors`"):
+        AudioLMDescriber(settings(checkpoints["qwen2_audio"], adapter=str(tmp_path / "adapter")))
 
 
 def test_other_models_and_other_lists_have_other_names(checkpoints: dict[str, Path]) -> None:
