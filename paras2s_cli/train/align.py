@@ -176,10 +176,11 @@ def _stages_of(
     yield grading_stage(folder("grading"), settings.digits, settings.seed, model, lessons, asked, rows), model.digits
 
 
-def lay_in_parts(policy: SpeechLM, warm: SpeechLM, settings: Train, ranks: Ranks) -> tuple[Mirror | None, Shards | None]:
-    """Lays both models' weights in parts among the ranks, and keeps a whole copy of `policy` for rollouts; nothing for one process."""
+def lay_in_parts(policy: SpeechLM, warm: SpeechLM, settings: Train, ranks: Ranks) -> tuple[Mirror | None, Shards]:
+    """Lays both models' weights in parts among the ranks, and keeps a whole copy of `policy` for rollouts, which one process has no need
+    of."""
     if ranks.size == 1:
-        return None, None
+        return None, Shards(policy, ranks, bf16=bf16(settings))
     mirror, shards = Mirror(policy), Shards(policy, ranks, bf16=bf16(settings))
     if warm is not policy:
         Shards(warm, ranks, bf16=bf16(settings))
@@ -229,8 +230,7 @@ def aligned_model(run: Run) -> SpeechLM:
     )
     stage.modules = {**stage.modules, "reward": reward.module}
     train(stage, run.watch("grpo"), run.say)
-    if shards:
-        shards.gather()
+    shards.gather()
     with ranks.in_turn():
         if ranks.first:
             publish_trained(folder, policy, tokenizer, adapter, settings.lora)

@@ -172,8 +172,7 @@ def align_kimi(run: Run) -> None:
     adapter = make_adapter(model, settings.lora, recipe.seed)
     mirror, shards = lay_in_parts(model, warm, settings.train, ranks)
     align_by_sound(run, KimiPolicy(model, tokenizer, mirror), reference, reward, heard, adapter)
-    if shards:
-        shards.gather()
+    shards.gather()
     with ranks.in_turn():
         if ranks.first:
             publish_trained(folder, model, tokenizer, adapter, settings.lora)

@@ -36,21 +36,20 @@ def size_of(config: SpeechLMConfig, lora: Lora | None) -> Size:
 
 
 def memory_of(config: SpeechLMConfig, size: Size, *, ranks: int, tokens: int, checkpointing: bool, rollouts: bool) -> dict[str, float]:
-    """GiB of a process: weights, gradients and AdamW's two moments in fp32 where they lie in parts, as they are trained, and in bf16 in
-    one process; frozen weights in bf16; what the backward keeps of `tokens` positions at a time.
+    """GiB of a process: weights that are trained, their gradients and AdamW's two moments in fp32; frozen weights in bf16; what the
+    backward keeps of `tokens` positions at a time.
 
     Args:
         tokens: of a step, in all processes. rollouts: GRPO has a whole copy that rolls out and, where all is trained, a reference.
     """
-    kept = _WHOLE if ranks > 1 else _HALF
     frozen = size.parameters - size.trained
     blocks, mine = config.num_hidden_layers + config.kimia_mimo_layers, tokens / ranks
     layer = 8 * config.hidden_size + 4 * config.intermediate_size  # numbers of a position that a layer keeps for its backward
     held = mine * _HALF * (blocks * config.hidden_size + layer if checkpointing else blocks * layer)
     found = {
-        "weights": (size.trained * kept + frozen * _HALF) / ranks,
-        "gradients": size.trained * kept / ranks,
-        "optimizer": 2 * size.trained * kept / ranks,
+        "weights": (size.trained * _WHOLE + frozen * _HALF) / ranks,
+        "gradients": size.trained * _WHOLE / ranks,
+        "optimizer": 2 * size.trained * _WHOLE / ranks,
         "backward": held,
     }
     if rollouts:

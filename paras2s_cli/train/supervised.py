@@ -91,12 +91,11 @@ def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf
         say(f"warming up on {len(rows)} demonstrations{deaf}: {folder} is not there")
         out.mkdir(parents=True, exist_ok=True)
         adapter = make_adapter(model, recipe.lora, recipe.seed)
-        shards = Shards(model, ranks, bf16=bf16(recipe.train)) if ranks.size > 1 else None
+        shards = Shards(model, ranks, bf16=bf16(recipe.train))
         stage, best = sft_stage(out, recipe, world, model, tokenizer, rows, adapter, ranks, held)
         train(stage, watch("sft"), say)
         best.restore(adapter or model)
-        if shards:
-            shards.gather()
+        shards.gather()
         with ranks.in_turn():
             if ranks.first:
                 publish_trained(folder, model, tokenizer, adapter, recipe.lora)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.worlds import Spoken
@@ -19,6 +22,7 @@ from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.aligning import AlignRecipe, Grpo
 from paras2s_cli.recipe.load import load_recipe
+from paras2s_cli.recipe.speaking import SftRecipe
 from paras2s_cli.recipe.training import Train
 from paras2s_cli.train.adapters import publish_trained
 from paras2s_cli.train.align import Run, warm_model
@@ -27,6 +31,7 @@ from paras2s_cli.train.grpo import grpo_stage
 from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
 from paras2s_cli.train.sft import descend, lay_out
+from paras2s_cli.train.supervised import warm_up
 from tests.checkpoints import write_kimi_audio_that_hears
 
 
@@ -78,6 +83,22 @@ def test_a_warm_up_learns_recorded_answers(loaded: tuple[SpeechLM, TextTokenizer
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1]["audio_loss"] < 0.5 * losses[0]["audio_loss"] and losses[-1]["text_loss"] < 0.5 * losses[0]["text_loss"]
+
+
+def test_steps_too_small_for_bf16_add_up(folder: Path, spoken: list[Spoken], tmp_path: Path) -> None:
+    """At the paper's learning rate a step is less than half the distance between most weights and their neighbours in bf16."""
+    rows = [{"query": str(a.path), "audio": str(b.path), "text": " it is late"} for a, b in (spoken[:2], spoken[2:])]
+    manifest = tmp_path / "demonstrations.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows).replace(f"{spoken[0].path.parent}/", ""))
+    for each in spoken:
+        shutil.copy(each.path, tmp_path)
+    words = [f"base.folder={folder}", f"data={manifest}", "train.steps=2", "train.batch=1", "train.warmup=0", "train.precision=fp32"]
+    recipe = load_recipe("kimi-audio-7b", words, SftRecipe)
+    found, _ = warm_up(recipe, SimpleNamespace(), tmp_path, print, lambda stage: lambda step, metrics: None)  # type: ignore[arg-type]
+    name = "model.mimo_layers.0.mlp.down_proj.weight"
+    before, kept = load_model(folder)[0].state_dict()[name], load_file(tmp_path / "checkpoints" / "step-000002" / "model.safetensors")[name]
+    assert found.state_dict()[name].dtype == before.dtype == torch.bfloat16
+    assert float((kept != before).float().mean()) > 0.9 and float((kept.float() - before.float()).abs().max()) < 3e-5
 
 
 def test_a_step_of_grpo_is_on_policy(loaded: tuple[SpeechLM, TextTokenizer], folder: Path, spoken: list[Spoken], tmp_path: Path) -> None:
