@@ -24,13 +24,14 @@ def save_model(folder: Path, model: SpeechLM, tokenizer: TextTokenizer) -> None:
         model.hearing.save(folder)
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[SpeechLM, TextTokenizer]:
+def load_model(folder: Path, device: torch.device | str | None = None) -> tuple[SpeechLM, TextTokenizer]:
     """Reads a speech LM, a small one of ours or Kimi-Audio as it is published, whose names are the names here.
 
     Of an adapter's folder it reads the model that the adapter was made on, and merges the two.
 
     Args:
-        device: where the weights go, one tensor at a time; they keep the dtype of the file.
+        device: where the weights go, one tensor at a time; they keep the dtype of the file. None is the GPU where there is one, for a
+            model that hears recordings; a small one stays on the CPU, where its world and its judge are.
 
     Raises:
         UsageError: a file is missing, damaged or another model's, or tensors are missing, unexpected or of another shape (all are named).
@@ -41,6 +42,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Speech
         model.name_or_path = str(folder.resolve())
         return model, tokenizer
     config = SpeechLMConfig.load(folder / "config.json")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() and not config.encoder_features else "cpu"
     tokenizer = TextTokenizer.load(folder)
     _check_tokens(folder / "config.json", config, tokenizer)
     with torch.device("meta"):

@@ -33,6 +33,27 @@ def test_a_round_trip_is_bit_equal(folder: Path) -> None:
     assert parameters(model) == sum(tensor.numel() for tensor in wanted.values())
 
 
+def test_what_hears_recordings_goes_to_the_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is none here: how far the weights got tells where they were bound."""
+
+    class Bound(Exception):
+        pass
+
+    def read(folder: Path, model: torch.nn.Module, device: object, *_: object) -> None:
+        raise Bound(str(device))
+
+    monkeypatch.setattr("paras2s_cli.models.folder.read_weights", read)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(Bound, match="cpu"):
+        load_model(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "encoder_features": 0}))
+    with pytest.raises(Bound, match="cuda"):
+        load_model(folder)
+    with pytest.raises(Bound, match="cuda:1"):
+        load_model(folder, "cuda:1")
+
+
 def test_config_json_is_read_by_hugging_faces_names(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
