@@ -14,7 +14,7 @@ from paras2s_cli.audio.read import read_audio
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.models.omni import HEARD_RATE, RATE, OmniPrompts, Part, QwenOmni
 from paras2s_cli.models.omni_streams import answer_logits
-from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of
+from paras2s_cli.models.prompt import Answers, answer_hidden, codes_of, positions_left
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.models.voice.folder import load_voice
@@ -154,6 +154,10 @@ class KimiPolicy(NativePolicy):
         """Read when it is first needed. Raises UsageError for a folder without one."""
         assert self.module.hearing is not None, "load_model gives it to every model without an encoder of its own"
         return load_voice(self.module.hearing.whisper.parent, self.module.lm_head.weight.device)
+
+    def rollout(self, prompts: Streams, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
+        room = max(1, positions_left(prompts))  # as its authors have it; a query of two minutes leaves none
+        return super().rollout(prompts, group=group, sampling=sampling, seed=seed, row_ids=row_ids, limit=min(limit, room))
 
     def speak(self, codes: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         return self.voice.decode(codes, seed)

@@ -24,11 +24,12 @@ from paras2s_cli.recipe.aligning import AlignRecipe, Grpo
 from paras2s_cli.recipe.load import load_recipe
 from paras2s_cli.recipe.speaking import SftRecipe
 from paras2s_cli.recipe.training import Train
+from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.adapters import publish_trained
 from paras2s_cli.train.align import Run, warm_model
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import grpo_stage
-from paras2s_cli.train.policy import NativePolicy
+from paras2s_cli.train.policy import KimiPolicy, NativePolicy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
 from paras2s_cli.train.sft import descend, lay_out
 from paras2s_cli.train.supervised import warm_up
@@ -113,6 +114,18 @@ def test_a_step_of_grpo_is_on_policy(loaded: tuple[SpeechLM, TextTokenizer], fol
     assert metrics["kl_text"] < 1e-6 and metrics["kl_audio"] < 1e-6 and metrics["off_policy_audio"] < 1e-4
     touched = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert any("mimo_layers" in name for name in touched) and any("vq_adaptor" in name for name in touched)
+
+
+def test_prompt_and_answer_share_the_positions_that_there_are(
+    loaded: tuple[SpeechLM, TextTokenizer], spoken: list[Spoken], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = KimiPolicy(*loaded)
+    prompts = policy.prompt(spoken[:2])
+    assert prompts.valid.sum(1).tolist() == [4 + 6, 8 + 6]
+    for positions, width in ((1500, 12), (14 + 9, 9), (14, 1)):
+        monkeypatch.setattr("paras2s_cli.models.prompt.POSITIONS", positions)
+        rolled = policy.rollout(prompts, group=4, sampling=Sampling(), seed=1, row_ids=torch.arange(8), limit=12)
+        assert rolled.answers.audio.shape[1] == width
 
 
 def test_align_says_that_it_cannot_hear_a_model_of_other_codes(loaded: tuple[SpeechLM, TextTokenizer], tmp_path: Path) -> None:
