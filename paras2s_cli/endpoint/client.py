@@ -84,6 +84,8 @@ class Client(Generic[R]):
                 raise UsageError(
                     f"key_env: {endpoint.key_env} is not set; export it, or write key_env: '' for a server that asks for no key"
                 )
+            if not (key.isascii() and key.isprintable()):
+                raise UsageError(f"key_env: {endpoint.key_env} holds a line break or a letter that no key has; export it again")
             self._headers["authorization"] = f"Bearer {key}"
 
     def send(self, calls: Sequence[Call], keep: Keep[R]) -> list[Outcome[R]]:

@@ -11,8 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from paras2s_cli.recipe.judging import JudgeRecipe, PolytoneRecipe
 from paras2s_cli.recipe.load import load_recipe
+from paras2s_cli.recipe.servers import Endpoint
 
 MODELS = {
     "transcribe": ("openai/whisper-large-v3", "openai/whisper-large-v3-turbo", "openai/whisper-medium", "openai/whisper-small"),
@@ -97,6 +100,10 @@ def _endpoint() -> Found:
     if not name:
         return Found("score", None, "pocket", f"{URL} is set and {NAME} is not", f"export {NAME}=MODEL")
     section = {"backend": "endpoint", "base_url": os.environ[URL], "model": name, "key_env": KEY if os.environ.get(KEY) else ""}
+    try:
+        Endpoint.model_validate(section)
+    except ValidationError:
+        return Found("score", None, "pocket", f"{URL} is no address of a server", f"export {URL}=http://HOST/v1")
     return Found("score", section, f"{name} at {os.environ[URL]}")
 
 

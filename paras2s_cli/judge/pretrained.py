@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from paras2s_cli.data.cache import content_key
 from paras2s_cli.errors import UsageError
+from paras2s_cli.models.weights import refuse_pickles
 from paras2s_cli.recipe.models import LocalModel
 
 _SHOWN = 200
@@ -25,6 +26,8 @@ def read_pretrained(settings: LocalModel, key: str, from_pretrained: Callable[..
     folder = Path(settings.model).expanduser()
     if not folder.is_dir() and (settings.model.startswith((".", "~", os.sep)) or settings.model.count("/") > 1):
         raise UsageError(f"{settings.model} is no folder; {key}.model is a folder with config.json and safetensors, or a name on the hub")
+    if options.get("use_safetensors") and folder.is_dir() and not any(folder.glob("*.safetensors")):
+        refuse_pickles(folder)
     where = str(folder) if folder.is_dir() else settings.model
     trouble: Exception | None = None
     for offline in (True,) if folder.is_dir() else (True, False):

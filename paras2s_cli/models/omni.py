@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.models.prompt import Answers
+from paras2s_cli.models.weights import refuse_pickles
 
 MODEL_TYPE = "qwen2_5_omni"
 RATE = 24000
@@ -240,10 +241,12 @@ def _read(folder: Path, dtype: torch.dtype | str) -> Any:
     # it warns of every id that its talker shares with its thinker, too
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if not any(folder.glob("*.safetensors")):
+        refuse_pickles(folder, (".bin",))  # beside which the voices' file is one too
     try:
         # past the class's own method, which cannot say what was missing, and reads the voices as below
         model, found = super(Model, Model).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
         model.load_speakers(folder / _VOICES)
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:

@@ -1,7 +1,7 @@
 """A model's tensors on disk: safetensors, in one file or in shards with an index. Read one at a time, written back as they lay."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,17 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], layout: Layout | 
         (folder / INDEX).write_text(json.dumps(layout.index, indent=2) + "\n", encoding="utf-8")
 
 
+def refuse_pickles(folder: Path, kinds: Sequence[str] = _PICKLES) -> None:
+    """Raises UsageError where a folder without the weights that are wanted holds pickles, and says how they are converted."""
+    pickles = sorted(file for file in folder.glob("*") if file.suffix in kinds)
+    if pickles:
+        source = folder / PICKLED_INDEX
+        raise UsageError(
+            f"{pickles[0]} is a pickle, which is never read here: if you trust it, `paras2s convert "
+            f"{source if source.exists() else pickles[0]}` makes safetensors of it"
+        )
+
+
 def _read_index(folder: Path) -> dict[str, Any] | None:
     """The index of a folder of shards, or None where one file holds all."""
     path = folder / INDEX
@@ -134,13 +145,8 @@ def _survey(
 def _opened(path: Path) -> Iterator[safe_open]:
     """One file of safetensors. A header tells the size of its file: one that is cut short is found at once."""
     if not path.exists():
-        pickles = sorted(file for file in path.parent.glob("*") if file.suffix in _PICKLES)
-        if pickles and path.name == WHOLE:
-            index = path.with_name(PICKLED_INDEX)
-            source = index if index.exists() else pickles[0]
-            raise UsageError(
-                f"{pickles[0]} is a pickle, which is never read here: if you trust it, `paras2s convert {source}` makes safetensors of it"
-            )
+        if path.name == WHOLE:
+            refuse_pickles(path.parent)
         what = "cannot be read (there is no such file)" if path.name == WHOLE else f"this shard is missing, which {INDEX} names"
         raise UsageError(f"{path}: {what}; download the checkpoint again")
     try:

@@ -55,6 +55,14 @@ def test_a_bare_machine_has_the_pocket_judge() -> None:
     assert line.startswith("judge auto: pocket; better: hf download ") and auto.URL in line and "\n" not in line
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "http://me:secret@127.0.0.1/v1"])
+def test_an_address_that_is_none_is_told_and_not_asked(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(auto.URL, url)
+    monkeypatch.setenv(auto.NAME, "gpt")
+    choice, said = auto.choose(), f"better: export {auto.URL}=http://HOST/v1 ({auto.URL} is no address of a server)"
+    assert choice.recipe.score is None and str(choice).endswith(said)
+
+
 def test_an_endpoint_scores_what_the_best_that_is_here_hears(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(auto.URL, "http://127.0.0.1:8000/v1")
     monkeypatch.setenv(auto.NAME, "gpt")

@@ -102,6 +102,15 @@ def test_what_learns(omni: QwenOmni, part: str) -> None:
     assert not any(w.requires_grad for n, w in omni.model.named_parameters() if "audio_tower" in n or "visual" in n or "token2wav" in n)
 
 
+def test_a_pickle_is_not_read(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+    file.unlink()
+    with pytest.raises(UsageError, match=r"pytorch_model.bin is a pickle, .*`paras2s convert .*pytorch_model.bin`"):
+        QwenOmni.load(tmp_path / "copy")
+
+
 @pytest.mark.slow
 def test_what_a_damaged_folder_says(folder: Path, tmp_path: Path) -> None:
     def broken(name: str, content: str | bytes | None) -> str:

@@ -172,6 +172,10 @@ def test_the_key_comes_from_its_variable_alone(monkeypatch: pytest.MonkeyPatch) 
     with ChatServer() as server:
         with pytest.raises(UsageError, match="MY_KEY is not set"):
             ask(server, ["a"], key_env="MY_KEY")
+        for key in ("sk-\u00e9", "sk-1\n"):
+            monkeypatch.setenv("MY_KEY", key)
+            with pytest.raises(UsageError, match="MY_KEY holds a line break"):
+                ask(server, ["a"], key_env="MY_KEY")
         monkeypatch.setenv("MY_KEY", "sesame")
         ask(server, ["a"], key_env="MY_KEY")
         ask(server, ["b"])
