@@ -12,7 +12,8 @@ from paras2s_cli.recipe.models import LocalModel
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in its place, what makes features of sound and tokens of text for it, and a name that is another one when the weights are."""
+    """A model in its place, what makes features of sound and tokens of text for it, and a name that is another one when the weights or their dtype
+    are."""
 
     model: Any
     extractor: Any
@@ -50,5 +51,5 @@ def load_model(settings: LocalModel, key: str, classes: Mapping[str, str]) -> Lo
         raise UsageError(f"{key}.model: {settings.model} lacks {len(report['missing_keys'])} of its weights ({some}); download it again")
     if extractor.sampling_rate != RATE:
         raise UsageError(f"{key}.model: {settings.model} hears at {extractor.sampling_rate} Hz, the judge at {RATE}; choose another")
-    name = version_name(settings.model, settings.revision, getattr(config, "_commit_hash", None))
-    return Loaded(model.to(device).eval(), extractor, tokenizer, name)
+    version = version_name(settings.model, settings.revision, getattr(config, "_commit_hash", None))
+    return Loaded(model.to(device).eval(), extractor, tokenizer, f"{version} {str(model.dtype).removeprefix('torch.')}")

@@ -43,7 +43,6 @@ class PairReader(PairHearer):
     def __init__(self, settings: EndToEnd) -> None:
         """Raises UsageError as `PairHearer`."""
         super().__init__(settings, "e2e")
-        self.dtype = str(self._dtype).removeprefix("torch.")
         self._model.get_output_embeddings().register_forward_hook(self._precise)
 
     @torch.inference_mode()
@@ -70,7 +69,7 @@ class PairScorer:
     def __init__(self, settings: EndToEnd, say: Callable[[str], None]) -> None:
         """Raises UsageError for a model or an adapter that cannot be loaded, or one without a token for each label."""
         self._settings, self._reader = settings, PairReader(settings)
-        self.name = f"end-to-end audio-lm {self._reader.name} {self._reader.dtype} {content_key(PAIR.text)[:8]}"
+        self.name = f"end-to-end audio-lm {self._reader.name} {content_key(PAIR.text)[:8]}"
         self._cache = GradeCache(self.name, say)
 
     @property

@@ -142,7 +142,9 @@ def test_other_models_and_other_lists_have_other_names(checkpoints: dict[str, Pa
     lists = [["sad", "happy"], ["happy", "sad"]]
     names = {AudioLMDescriber(AudioLM(model=str(folder), query_tones=some)).name for some in lists}
     assert len(names) == 2 and all(name.startswith("audio-lm qwen2_audio@") for name in names)
-    assert AudioLMDescriber(AudioLM(model=str(folder), revision="mine")).name.startswith("audio-lm qwen2_audio@mine ")
+    assert AudioLMDescriber(AudioLM(model=str(folder), revision="mine")).name.startswith("audio-lm qwen2_audio@mine float32 ")
+    halves = AudioLMDescriber(AudioLM(model=str(folder), revision="mine", dtype="bfloat16"))
+    assert halves.name.startswith("audio-lm qwen2_audio@mine bfloat16 "), "what is heard in bf16 is not taken for what is heard in fp32"
     with pytest.raises(UsageError, match="is a model of type 'whisper'"):
         AudioLMDescriber(AudioLM(model=str(checkpoints["whisper"])))
 
