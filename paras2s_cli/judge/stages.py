@@ -44,6 +44,8 @@ class Heard:
     """Why the words are not known; such an utterance is in no cache."""
     reason: str = ""
     """The failure in a sentence."""
+    cost: float = 0.0
+    """Of its words, in the currency of the recipe's prices; 0 where they were known."""
 
 
 @dataclass(frozen=True, slots=True)

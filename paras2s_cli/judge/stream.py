@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,13 @@ def hear_and_score(
     cache.store({key: heard for key, heard in judge.remembered.items() if key not in known})
     sides = list(zip(queries, answers, strict=True))
     verdicts = judge.scorer.score(sides, closed=closed, requirements=requirements)
-    return [(*side, verdict) for side, verdict in zip(sides, verdicts, strict=True)]
+    # Words are paid for once: in the first row that they are in.
+    first = {key: place for place, key in reversed([*enumerate(keys)]) if key not in known}
+    paid = [
+        sum(side.heard.cost for turn, side in enumerate(pair) if first.get(keys[2 * row + turn]) == 2 * row + turn)
+        for row, pair in enumerate(sides)
+    ]
+    return [(*side, replace(v, cost=v.cost + cost)) for side, v, cost in zip(sides, verdicts, paid, strict=True)]
 
 
 def who(judge: Judge, closed: bool) -> dict[str, Any]:

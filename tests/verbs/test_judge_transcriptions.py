@@ -71,6 +71,8 @@ def test_a_failed_utterance_is_a_null_and_is_heard_the_next_time(scorer: ChatSer
         assert [row["score"] for row in rows if row["score"]] == [score_of(row["content_in"]) for row in rows if row["score"]]
         assert rows[1]["reason"] == "not transcribed: HTTP 500: the server says no"
         assert rows[1]["tone_in"].startswith("happy")
+        rate = 0.6 / (16000 * 60)  # of a sample; a query is paid for in the first of its two rows, what failed in none
+        assert [row["cost"] for row in rows] == pytest.approx([rate * samples for samples in (200 + 300, 310, 220, 330, 340, 350)])
         assert rows[0]["times_in"] == [["heard", 0.0, 0.01], ["200", 0.01, 0.01]] and "times_in" not in rows[1]
         assert rows[0]["judge"]["listener"] == "transcriptions ears-1 any word | ears/1"
         assert len(speech.arrivals) == 3 + COUNT + 2, "each distinct utterance once, the failed ones twice"
@@ -79,7 +81,9 @@ def test_a_failed_utterance_is_a_null_and_is_heard_the_next_time(scorer: ChatSer
         speech.arrivals.clear()
         faults.clear()
         assert main(["judge", "pairs.jsonl", *options]) == 0
-        assert [row["failure"] for row in rows_of(capsys.readouterr().out)] == [None] * COUNT
+        rows = rows_of(capsys.readouterr().out)
+        assert [row["failure"] for row in rows] == [None] * COUNT
+        assert [row["cost"] for row in rows] == pytest.approx([0, rate * 210, rate * 320, 0, 0, 0]), "the rest was known"
         assert sorted(arrival.words for arrival in speech.arrivals) == ["210", "320"]
         assert heard_on_disk() == sorted([*known, "heard 210", "heard 320"])
         assert main(["judge", "pairs.jsonl", "--no-cache", *options]) == 0

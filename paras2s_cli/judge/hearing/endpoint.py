@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class EndpointTranscriber:
         language = {"language": settings.language} if settings.language else {}
         self._body = {"model": settings.model} | response_format(settings.times) | language | settings.extra
         self._about = {"model": settings.model, "revision": settings.revision}
+        self._price = settings.price or 0.0
         model = f"{settings.model}@{settings.revision}" if settings.revision else settings.model
         extra = f" {content_key(settings.extra)[:8]}" if settings.extra else ""
         self.name = f"transcriptions {model} {settings.language or 'any'} {settings.times}{extra}"
@@ -49,8 +50,10 @@ class EndpointTranscriber:
         calls = [self._call(wave) for wave in waves]
         known = self._cache.fetch(call.key for call in calls) if self._cache else {}
         missing = {call.key: call for call in calls if call.key not in known}
+        minutes = {call.key: len(wave) / RATE / 60 for call, wave in zip(calls, waves, strict=True)}
         outcomes = zip(missing, self._client.send(list(missing.values()), self._keep), strict=True)
-        heard = {key: written.heard for key, written in known.items()} | {key: _heard(outcome) for key, outcome in outcomes}
+        heard = {key: written.heard for key, written in known.items()}
+        heard |= {key: _heard(outcome, self._price * minutes[key]) for key, outcome in outcomes}
         return [heard[call.key] for call in calls]
 
     def _call(self, wave: np.ndarray) -> Call:
@@ -79,8 +82,8 @@ def _written(found: Transcription) -> Written:
     return Written(heard, json.dumps({"text": found.text, "words": words}))
 
 
-def _heard(outcome: Outcome[Written]) -> Heard:
+def _heard(outcome: Outcome[Written], cost: float) -> Heard:
     result = outcome.result
     if isinstance(result, Written):
-        return result.heard
+        return replace(result.heard, cost=cost)
     return Heard("", False, failure=result.failure, reason=f"not transcribed: {result.reason}")
