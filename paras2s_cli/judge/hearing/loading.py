@@ -12,8 +12,8 @@ from paras2s_cli.recipe.models import LocalModel
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in its place, what makes features of sound and tokens of text for it, and a name that is another one when the weights or their dtype
-    are."""
+    """A model in its place, what makes features of sound and tokens of text for it, and a name that is another one when the weights or
+    their dtype are."""
 
     model: Any
     extractor: Any
