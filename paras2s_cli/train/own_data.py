@@ -1,5 +1,6 @@
 """Training data of one's own: demonstrations and unlabelled queries from manifests, for models that hear recordings as they are."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,17 @@ def read_demonstrations(manifest: str, held_out: float, seed: int) -> tuple[list
 
 
 def read_queries(manifest: str) -> list[Spoken]:
-    """The queries of a manifest that are for training or of no split. Raises UsageError if it cannot be read, or there are none."""
+    """The queries of a manifest that are for training or of no split.
+
+    Raises:
+        UsageError: it cannot be read, an id is there twice, or there are none.
+    """
     found = [row for row in read_rows(Path(manifest), rows.Query) if row.split in (None, "train")]
     if not found:
         raise UsageError(f"{manifest} holds no queries to train on; write one JSON row a line, with no split or with the split train")
+    (name, count), *_ = Counter(row.id for row in found).most_common(1)
+    if count > 1:  # recordings are known by their ids
+        raise UsageError(f"{manifest}: the id {name!r} is there {count} times; every query needs one of its own")
     return [_spoken(row.id, row.audio, row.text, row.requirement) for row in found]
 
 

@@ -55,6 +55,8 @@ def test_what_is_refused(sounds: Path, capsys: pytest.CaptureFixture[str]) -> No
         read_demonstrations(manifest(sounds, "one.jsonl", [{"query": "0.wav", "audio": "1.wav", "text": "so"}]), 0.1, 1)
     with pytest.raises(UsageError, match="no queries to train on"):
         read_queries(manifest(sounds, "tests.jsonl", [{"id": "a", "audio": "0.wav", "split": "test"}]))
+    with pytest.raises(UsageError, match="the id 'a' is there 2 times"):
+        read_queries(manifest(sounds, "twice.jsonl", [{"id": "a", "audio": f"{i}.wav"} for i in range(2)]))
     assert main(["sft", "pocket", f"data={sounds / 'one.jsonl'}", "--dry-run"]) == 2
     assert "for a base that hears recordings" in capsys.readouterr().err
 
