@@ -23,7 +23,7 @@ from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.benching import BenchRecipe
 from paras2s_cli.recipe.judging import PolytoneRecipe
 from paras2s_cli.recipe.load import load_recipe, recipe_hash
-from paras2s_cli.recipe.speaking import OmniBase
+from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase
 from paras2s_cli.train.align import Run, aligned_model, prepare
 from paras2s_cli.train.base import load_base
 from paras2s_cli.train.judged import align_kimi, align_omni, has_voice
@@ -41,10 +41,12 @@ def align_and_measure(
     Raises:
         UsageError, Paras2sError: see the stages.
     """
-    run = prepare(recipe, out, say, watch, ranks)
-    if isinstance(recipe.sft.base, OmniBase):
-        align_omni(run, recipe.sft.base)
-    elif has_voice(recipe.sft.base):
+    run, base = prepare(recipe, out, say, watch, ranks), recipe.sft.base
+    if isinstance(base, CheckpointBase) and not (Path(base.folder) / "config.json").is_file():
+        raise UsageError(f"sft.base.folder: {base.folder} holds no config.json: name the folder that the checkpoint was downloaded to")
+    if isinstance(base, OmniBase):
+        align_omni(run, base)
+    elif has_voice(base):
         align_kimi(run)
     else:
         aligned_model(run)

@@ -44,6 +44,18 @@ def test_a_share_is_kept_to_measure_on_and_the_seed_says_which(sounds: Path) -> 
     assert {read_demonstrations(path, 0.25, seed)[1][0].text for seed in range(8)} != {held[0].text}
 
 
+def test_a_base_that_is_not_there_is_told_before_anything_is_made(
+    sounds: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("a judge of the world is made")
+
+    monkeypatch.setattr("paras2s_cli.train.align.load_listener", never)
+    words = ["sft.base.folder=nowhere", f"queries={manifest(sounds, 'queries.jsonl', [{'id': '0', 'audio': '0.wav'}])}"]
+    assert main(["align", "kimi-audio-7b", *words, "-o", str(sounds / "run")]) == 2
+    assert "sft.base.folder: nowhere holds no config.json" in capsys.readouterr().err
+
+
 def test_queries_of_other_splits_are_not_trained_on(sounds: Path) -> None:
     rows = [{"id": str(i), "audio": f"{i}.wav", "split": split, "requirement": "be kind"} for i, split in enumerate(("train", "test"))]
     (query,) = read_queries(manifest(sounds, "queries.jsonl", rows))
