@@ -15,6 +15,7 @@ from paras2s_cli.errors import UsageError
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.log_mel import HOP, chunks_of, log_mel
 from paras2s_cli.models.speech_tokenizer import SpeechTokenizer, load_speech_tokenizer
+from paras2s_cli.models.voice.folder import FLOW
 from paras2s_cli.models.weights import read_weights
 
 PLACES = "hearing.json"
@@ -38,11 +39,13 @@ class Hearing:
     """Two frozen encoders, read when they are first needed.
 
     Attributes:
-        whisper, speech_tokenizer: the folders they are read from. dtype: of Whisper's weights; the tokenizer keeps that of its file.
+        whisper, speech_tokenizer: the folders they are read from. voice: that which the voice's folders are in. dtype: of Whisper's
+            weights; the tokenizer keeps that of its file.
     """
 
     whisper: Path
     speech_tokenizer: Path
+    voice: Path
     config: SpeechLMConfig
     device: torch.device
     dtype: torch.dtype
@@ -101,10 +104,10 @@ class Hearing:
         return [row[: 4 * -(-len(wave) // samples)] for row, wave in zip(frames, waves, strict=True)]
 
     def save(self, folder: Path) -> None:
-        """Says in a folder where these are: they are not copied. Without a Whisper there is nothing to say."""
+        """Says in a folder where these and the voice are: they are not copied. Without a Whisper there is nothing to say."""
         if not self.whisper.is_dir():
             return
-        places = {"whisper": str(self.whisper.resolve()), "speech_tokenizer": str(self.speech_tokenizer.resolve())}
+        places = {name: str(getattr(self, name).absolute()) for name in ("whisper", "speech_tokenizer", "voice")}
         (folder / PLACES).write_text(json.dumps(places, indent=2) + "\n", encoding="utf-8")
 
 
@@ -112,7 +115,7 @@ def find_hearing(folder: Path, config: SpeechLMConfig, device: torch.device | st
     """What a checkpoint hears with; None for a model with its own encoder.
 
     Whisper is within the folder and the speech tokenizer within or beside it, unless hearing.json says otherwise (`whisper`,
-    `speech_tokenizer`: paths that may start at the folder).
+    `speech_tokenizer`, and `voice` for the folder of audio_detokenizer/ and vocoder/: paths that may start at the folder).
 
     Raises:
         UsageError: hearing.json is damaged.
@@ -120,15 +123,16 @@ def find_hearing(folder: Path, config: SpeechLMConfig, device: torch.device | st
     if config.encoder_features:
         return None
     inside, beside = folder / SPEECH_TOKENIZER, folder.absolute().parent / SPEECH_TOKENIZER
-    whisper, tokenizer = folder / WHISPER, inside if inside.is_dir() else beside
+    whisper, tokenizer, voice = folder / WHISPER, inside if inside.is_dir() else beside, folder
     path = folder / PLACES
     if path.exists():
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
             whisper, tokenizer = folder / said.get("whisper", whisper), folder / said.get("speech_tokenizer", tokenizer)
+            voice = folder / said.get("voice", folder if (folder / FLOW).is_dir() else whisper.parent)
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise UsageError(f"{path}: not the paths of whisper and speech_tokenizer ({error})") from error
-    return Hearing(whisper, tokenizer, config, torch.device(device), dtype)
+            raise UsageError(f"{path}: not the paths of whisper, speech_tokenizer and voice ({error})") from error
+    return Hearing(whisper, tokenizer, voice, config, torch.device(device), dtype)
 
 
 def _load_encoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:

@@ -141,7 +141,7 @@ def _losses(model: SpeechLM, prompts: Streams, answers: Answers) -> tuple[Tensor
 
 
 class KimiPolicy(NativePolicy):
-    """Kimi-Audio, with the voice of the folder that its Whisper is in."""
+    """Kimi-Audio, with the voice of the checkpoint that it came from."""
 
     usual = KIMI_AUDIO
 
@@ -153,7 +153,7 @@ class KimiPolicy(NativePolicy):
     def voice(self) -> Voice:
         """Read when it is first needed. Raises UsageError for a folder without one."""
         assert self.module.hearing is not None, "load_model gives it to every model without an encoder of its own"
-        return load_voice(self.module.hearing.whisper.parent, self.module.lm_head.weight.device)
+        return load_voice(self.module.hearing.voice, self.module.lm_head.weight.device)
 
     def rollout(self, prompts: Streams, *, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int) -> Rollouts:
         room = max(1, positions_left(prompts))  # as its authors have it; a query of two minutes leaves none

@@ -18,6 +18,7 @@ from paras2s_cli.models.hearing import Hearing
 from paras2s_cli.models.prompt import spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM, causal
 from tests.checkpoints import SPEECH_TOKENIZER, write_kimi_audio_that_hears
+from tests.voice_checkpoint import write_voice
 
 CHUNK = 32000
 
@@ -95,6 +96,28 @@ def test_a_saved_model_hears_with_the_same_folders(folder: Path, tmp_path: Path)
     wave = noise(3000)
     a, b = (hearing_of(each).hear([wave])[0] for each in (load_model(folder)[0], again))
     assert a.codes.tolist() == b.codes.tolist() and np.array_equal(a.frames, b.frames)
+
+
+def test_the_voice_is_where_the_checkpoint_is_and_not_where_whisper_is(folder: Path, tmp_path: Path) -> None:
+    base, elsewhere = shutil.copytree(folder, tmp_path / "kimi"), tmp_path / "elsewhere"
+    shutil.move(base / "whisper-large-v3", elsewhere)
+    write_voice(base)
+
+    def voice(place: Path) -> Path:
+        hearing = load_model(place)[0].hearing
+        assert hearing is not None and hearing.whisper.is_dir()
+        return hearing.voice.resolve()
+
+    (base / "whisper-large-v3").symlink_to(elsewhere)
+    for name in ("linked", "told"):
+        (tmp_path / name).mkdir()
+        save_model(tmp_path / name, *load_model(base))
+        assert voice(base) == voice(tmp_path / name) == base.resolve()
+        (base / "whisper-large-v3").unlink(missing_ok=True)
+        (base / "hearing.json").write_text(json.dumps({"whisper": "../elsewhere"}))
+    # of a model that was saved before the voice had a place of its own
+    (tmp_path / "told" / "hearing.json").write_text(json.dumps({"whisper": str(folder / "whisper-large-v3")}))
+    assert voice(tmp_path / "told") == folder.resolve()
 
 
 def test_what_is_missing_or_of_another_model_is_said(folder: Path, tmp_path: Path) -> None:
