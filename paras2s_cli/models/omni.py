@@ -71,7 +71,10 @@ class QwenOmni:
         text_ends, audio_ends: ids that end a stream.
         text_banned [V], audio_banned [V]: bool, ids that no stream may draw: placeholders of what is heard or seen; codec ids that are
             neither spoken nor an end.
+        checkpointing: what layers hold for the backward is computed again instead of kept, as in the speech LM.
     """
+
+    checkpointing = False
 
     def __init__(self, folder: Path, model: Any, speaker: str) -> None:
         from transformers import AutoFeatureExtractor, AutoTokenizer

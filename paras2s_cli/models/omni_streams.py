@@ -4,10 +4,14 @@ The talker reads the prompt as the thinker's hidden states plus its embeddings (
 text, then, beside its own codes, one token of the reply a position: hidden state plus embedding of each that was written, the end, padding.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from paras2s_cli.models.omni import OmniPrompts, QwenOmni
 from paras2s_cli.models.prompt import Answers
@@ -22,6 +26,23 @@ def run(layers: nn.Module, x: Tensor, valid: Tensor, cache: Any = None) -> Tenso
     out = layers(inputs_embeds=x, attention_mask=valid.long(), position_ids=positions, past_key_values=cache, use_cache=cache is not None)
     hidden: Tensor = out.last_hidden_state
     return hidden
+
+
+@contextmanager
+def recomputed(layers: nn.Module) -> Iterator[None]:
+    """Within it the library's decoder layers keep nothing for the backward but what they are given. They do so in training mode alone."""
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniDecoderLayer
+
+    found = [layer for layer in layers.modules() if isinstance(layer, Qwen2_5OmniDecoderLayer)]
+    modes = [layer.training for layer in found]
+    for layer in found:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = layer.training = True
+    try:
+        yield
+    finally:
+        for layer, mode in zip(found, modes, strict=True):
+            layer.gradient_checkpointing, layer.training = False, mode
 
 
 def embed_prompts(omni: QwenOmni, prompts: OmniPrompts) -> Tensor:
@@ -87,7 +108,8 @@ def answer_logits(omni: QwenOmni, prompts: OmniPrompts, answers: Answers) -> tup
     x, valid = embed_prompts(omni, prompts).repeat_interleave(group, 0), prompts.valid.repeat_interleave(group, 0)
     before, length = x.shape[1], answers.text.shape[1]
     embed = omni.model.thinker.get_input_embeddings()
-    hidden = run(omni.words, torch.cat([x, embed(answers.text)], 1), nn.functional.pad(valid, (0, length), value=True))
+    with _kept(omni, omni.words):
+        hidden = run(omni.words, torch.cat([x, embed(answers.text)], 1), nn.functional.pad(valid, (0, length), value=True))
     text = text_logits(omni, hidden[:, before - 1 : -1][answers.text_free])
     if not answers.audio_free.any():
         return text, text.new_zeros(0, len(omni.audio_banned))
@@ -97,8 +119,14 @@ def answer_logits(omni: QwenOmni, prompts: OmniPrompts, answers: Answers) -> tup
     fed = torch.cat([torch.full_like(answers.audio[:, :1], talker.codec_bos_token), answers.audio[:, :-1]], 1)
     spoken = codes_for_talker(omni, reply, torch.arange(count, device=x.device), fed)
     states = talker.thinker_to_talker_proj(torch.cat([opening, spoken], 1))
-    out = run(talker.model, states, nn.functional.pad(valid, (0, 1 + count), value=True))
+    with _kept(omni, talker.model):
+        out = run(talker.model, states, nn.functional.pad(valid, (0, 1 + count), value=True))
     return text, audio_logits(omni, out[:, before + 1 :][answers.audio_free])
+
+
+def _kept(omni: QwenOmni, layers: nn.Module) -> AbstractContextManager[None]:
+    """What the model has layers keep for the backward, where there is to be one."""
+    return recomputed(layers) if omni.checkpointing and torch.is_grad_enabled() else nullcontext()
 
 
 def _audio_at(omni: QwenOmni, ids: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from paras2s_cli.train.align import Run, distilled, lay_in_parts
 from paras2s_cli.train.distill import PART, Judged, hear_queries
 from paras2s_cli.train.grpo import Experience, RewardFunction, grpo_stage
 from paras2s_cli.train.loop import train
-from paras2s_cli.train.omni import load_omni, warm_omni
+from paras2s_cli.train.omni import load_omni, refuse_lora, warm_omni
 from paras2s_cli.train.own_data import read_queries
 from paras2s_cli.train.policy import KimiPolicy, OmniPolicy, Policy, Speaker
 from paras2s_cli.train.sound_reward import SoundReward
@@ -182,11 +182,13 @@ def align_omni(run: Run, base: OmniBase) -> None:
     """SFT where there is something to teach, then GRPO of the part that is to learn, into `out/grpo/model`.
 
     Raises:
-        UsageError: several processes are to share it.
+        UsageError: several processes are to share it, or the recipe asks for an adapter.
     """
     recipe, folder = run.recipe, run.out / "grpo" / "model"
     if run.ranks.size > 1:
         raise UsageError("Qwen2.5-Omni is aligned in one process: start it without torchrun")
+    refuse_lora(recipe.sft.lora, "sft.lora")
+    refuse_lora(recipe.grpo.lora, "grpo.lora")
     if is_complete(folder):
         return
     judge = judge_of(run)
@@ -196,6 +198,7 @@ def align_omni(run: Run, base: OmniBase) -> None:
     reward = reward_of(run, reference, heard)
     run.say(f"aligning the {_PARTS[base.part]} by GRPO for {recipe.grpo.train.steps} steps: {folder} is not there")
     omni = load_omni(base, warm)
+    omni.checkpointing = recipe.grpo.checkpointing
     align_by_sound(run, OmniPolicy(omni, base.part), reference, reward, heard)
     with publish_folder(folder) as temporary:
         omni.save(temporary)

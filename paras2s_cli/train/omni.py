@@ -8,9 +8,11 @@ import torch
 from paras2s_cli.audio.read import read_audio
 from paras2s_cli.data.cache import is_complete, publish_folder
 from paras2s_cli.data.worlds import World
+from paras2s_cli.errors import UsageError
 from paras2s_cli.models.omni import OmniPrompts, QwenOmni
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.recipe.speaking import OmniBase, SftRecipe
+from paras2s_cli.recipe.training import Lora
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
 from paras2s_cli.train.own_data import demonstrations_of
@@ -23,16 +25,24 @@ def load_omni(base: OmniBase, folder: str | Path | None = None) -> QwenOmni:
     return QwenOmni.load(folder or base.folder, dtype=torch.float32 if base.dtype == "fp32" else None, speaker=base.speaker)
 
 
+def refuse_lora(lora: Lora | None, key: str) -> None:
+    """Raises UsageError where a recipe asks for an adapter."""
+    if lora is not None:
+        raise UsageError(f"{key}: Qwen2.5-Omni learns by all weights of base.part, without an adapter: write {key}=null")
+
+
 def warm_omni(recipe: SftRecipe, base: OmniBase, world: World, out: Path, say: Say, watch: WatchOf) -> tuple[Path | None, dict[str, float]]:
     """Teaches the thinker the demonstrations' texts: its folder, None where there was nothing to teach, and its held-out loss.
 
     The codes of recorded answers would take the codec's encoder, which is not public: SFT leaves the talker alone.
     """
     folder = out / "model"
+    refuse_lora(recipe.lora, "lora")
     if base.part == "talker" or not (recipe.data or recipe.demonstrations.count):
         say("no SFT: the library has no encoder for the talker's codec, so demonstrations teach the thinker alone (base.part)")
         return None, {}
     omni = load_omni(base, folder if is_complete(folder) else None)
+    omni.checkpointing = recipe.checkpointing
     rows, measured = demonstrations_of(recipe, world)
     held = [lay_out_omni(omni, measured)]
     policy = OmniPolicy(omni, "thinker")

@@ -11,11 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from paras2s_cli.audio.read import read_audio
 from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.worlds import Spoken
+from paras2s_cli.errors import UsageError
 from paras2s_cli.models.omni import Part, QwenOmni
 from paras2s_cli.recipe.aligning import Grpo
+from paras2s_cli.recipe.load import load_recipe
+from paras2s_cli.recipe.speaking import SftRecipe
 from paras2s_cli.recipe.training import Train
+from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.judged import JudgedSound
@@ -24,6 +29,7 @@ from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.omni import lay_out_omni
 from paras2s_cli.train.policy import OmniPolicy
 from paras2s_cli.train.sft import descend
+from paras2s_cli.train.supervised import run_supervised
 from tests.qwen2_5_omni import write_qwen2_5_omni
 
 if TYPE_CHECKING:
@@ -66,6 +72,38 @@ def test_the_loss_of_a_demonstration_is_the_librarys(folder: Path, tmp_path: Pat
     given = omni.answers(["so", "it is"], [np.array([3, 1, 4]), np.array([1, 5])])
     assert descend(policy, [(prompts, given)])["audio_loss"] > 1
     assert all(w.grad is not None for w in omni.model.talker.codec_head.parameters())
+
+
+def test_layers_computed_again_have_the_same_gradients(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    omni = QwenOmni.load(folder)
+    policy, prompts = OmniPolicy(omni, "both"), omni.prompt([read_audio(q.path) for q in recordings(tmp_path)])
+    answers = omni.answers(["so", "it is"], [np.array([3, 1, 4]), np.array([1, 5])])
+    layer, calls = omni.model.talker.model.layers[0].mlp, 0
+
+    def counted(module: torch.nn.Module, given: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    layer.register_forward_pre_hook(counted)
+    found = []
+    for again in (False, True):
+        omni.checkpointing, calls = again, 0
+        omni.model.zero_grad()
+        text, audio = policy.losses(prompts, answers)
+        (text + audio).backward()
+        found.append({n: w.grad.clone() for n, w in omni.model.named_parameters() if w.grad is not None})
+        assert calls == 1 + again
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 20
+    assert all(torch.allclose(found[1][name], grad, atol=1e-6) for name, grad in found[0].items())
+    rolled = policy.rollout(prompts, group=2, sampling=Sampling(), seed=1, row_ids=torch.arange(4), limit=6)
+    text_scores, _ = policy.scores(prompts, rolled.answers, Sampling())
+    torch.testing.assert_close(text_scores.logprobs, rolled.text_logprobs[rolled.answers.text_free], atol=1e-4, rtol=0)
+
+
+def test_keys_that_are_of_the_speech_lm_are_refused(folder: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("qwen2.5-omni-7b", [f"base.folder={folder}", "lora={r: 2}"], SftRecipe)
+    with pytest.raises(UsageError, match=r"^lora: .*write lora=null"):
+        run_supervised(recipe, tmp_path, print, lambda stage: lambda step, metrics: None)
 
 
 @pytest.mark.slow
