@@ -134,8 +134,7 @@ class QwenOmni:
         """Lets gradients reach the talker, the thinker's language model, both or nothing, and returns what they reach. What hears, sees or
         sounds never learns."""
         self.model.requires_grad_(False)
-        learning = [self.model.talker] if part in ("talker", "both") else []
-        learning += [self.words, self.model.thinker.lm_head] if part in ("thinker", "both") else []
+        learning = learning_parts(self.model, part)
         for module in learning:
             module.requires_grad_(True)
         return learning
@@ -147,9 +146,7 @@ class QwenOmni:
     @property
     def words(self) -> nn.Module:
         """The thinker's layers; the library has moved them between its versions."""
-        from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel
-
-        return next(m for m in self.model.thinker.modules() if isinstance(m, Qwen2_5OmniThinkerTextModel))
+        return _words(self.model)
 
     def prompt(self, waves: Sequence[np.ndarray]) -> OmniPrompts:
         """Queries, asked under `SYSTEM` and the folder's chat template. waves: float32 [S] at 16 kHz, each at least 30 ms."""
@@ -213,6 +210,18 @@ class QwenOmni:
                 wave = self.model.token2wav(ids, conditioning=voice["cond"].to(**place), reference_mel=voice["ref_mel"].to(**place))
             said.append(wave.flatten().float().cpu().numpy())
         return said
+
+
+def learning_parts(model: Any, part: Part | None) -> list[nn.Module]:
+    """What learns of the library's model: the talker, the thinker's language model, both or nothing."""
+    talker = [model.talker] if part in ("talker", "both") else []
+    return [*talker, *([_words(model), model.thinker.lm_head] if part in ("thinker", "both") else [])]
+
+
+def _words(model: Any) -> nn.Module:
+    from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel
+
+    return next(m for m in model.thinker.modules() if isinstance(m, Qwen2_5OmniThinkerTextModel))
 
 
 def _table(rows: Sequence[Sequence[int]], filling: int, device: torch.device) -> tuple[Tensor, Tensor]:

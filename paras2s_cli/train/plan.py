@@ -1,5 +1,6 @@
 """What a run would do, for `--dry-run`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from paras2s_cli.data.cache import cache_root, is_complete
@@ -38,8 +39,7 @@ def _checkpoint(recipe: SftRecipe | AlignRecipe) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"# base: {folder} is not here, so nothing is reckoned of its size"]
     if isinstance(sft.base, OmniBase):
-        count = _count(sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2)
-        return [f"# base: {count} parameters by the size of its files, if they are in bf16; the memory of its training is not reckoned"]
+        return _omni(recipe, sft, sft.base)
     from paras2s_cli.models.config import SpeechLMConfig
     from paras2s_cli.train.memory import memory_of, size_of
     from paras2s_cli.train.ranks import world_size
@@ -55,10 +55,37 @@ def _checkpoint(recipe: SftRecipe | AlignRecipe) -> list[str]:
     for stage, lora, checkpointing, tokens in stages:
         size = size_of(config, lora)
         parts = memory_of(config, size, ranks=ranks, tokens=tokens, checkpointing=checkpointing, rollouts=stage == "grpo")
-        words = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
-        counts = f"{_count(size.parameters)} parameters, {_count(size.trained)} trained; {tokens} tokens a step"
-        lines.append(f"# {stage}: {counts}; {sum(parts.values()):.2f} GiB ({words})")
+        lines.append(_line(stage, size.parameters, size.trained, tokens, parts))
     return lines
+
+
+def _omni(recipe: SftRecipe | AlignRecipe, sft: SftRecipe, base: OmniBase) -> list[str]:
+    """The same of Qwen2.5-Omni, in its one process. Every answer is scored behind a prompt of its own."""
+    from paras2s_cli.models.omni import Part
+    from paras2s_cli.train.memory import memory_of_omni, size_of_omni
+
+    size = size_of_omni(Path(base.folder))
+    query, words = 25 * _QUERY, 4 * _ANSWER  # positions: sound has 25 a second, and a second of speech four tokens of text
+    stages: list[tuple[str, dict[Part, int], bool]] = []
+    if base.part != "talker":
+        stages.append(("sft", {"thinker": sft.train.batch * (query + words)}, sft.checkpointing))
+    if isinstance(recipe, AlignRecipe):
+        rows, limit = recipe.grpo.prompts * recipe.grpo.group, recipe.grpo.limit
+        reckoned: dict[Part, int] = {"thinker": rows * (query + min(words, limit)), "talker": rows * (query + limit)}
+        learning = {part: count for part, count in reckoned.items() if base.part in (part, "both")}
+        stages.append(("grpo", learning, recipe.grpo.checkpointing))
+    lines = [f"# of the one process, by arithmetic, with queries of {_QUERY} s and answers of {_ANSWER} s:"]
+    for stage, tokens, again in stages:
+        parts = memory_of_omni(size, tokens, whole=base.dtype == "fp32", checkpointing=again, reference=stage == "grpo")
+        trained = sum(size.learning[part] for part in tokens)
+        lines.append(_line(stage, size.parameters, trained, sum(tokens.values()), parts))
+    return lines
+
+
+def _line(stage: str, parameters: int, trained: int, tokens: int, parts: Mapping[str, float]) -> str:
+    words = ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
+    counts = f"{_count(parameters)} parameters, {_count(trained)} trained; {tokens} tokens a step"
+    return f"# {stage}: {counts}; {sum(parts.values()):.2f} GiB ({words})"
 
 
 def _count(number: int) -> str:

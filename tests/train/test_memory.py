@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from paras2s_cli.models.config import SpeechLMConfig
+from paras2s_cli.models.omni import QwenOmni
 from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.load import load_recipe
 from paras2s_cli.recipe.training import Lora
-from paras2s_cli.train.memory import GIB, memory_of, size_of
+from paras2s_cli.train.memory import GIB, memory_of, memory_of_omni, size_of, size_of_omni
 from paras2s_cli.train.plan import plan_of
 from tests.checkpoints import KIMI_AUDIO, write_kimi_audio
+from tests.qwen2_5_omni import write_qwen2_5_omni
 
 KIMI = SpeechLMConfig(
     vocab_size=168448,
@@ -55,11 +57,30 @@ def test_several_processes_share_and_each_has_a_copy_that_rolls_out() -> None:
     assert alone["backward"] > 8 * found["backward"]
 
 
+def test_qwen_omni_is_counted_as_it_is_trained(tmp_path: Path) -> None:
+    folder = write_qwen2_5_omni(tmp_path / "omni")
+    size, omni = size_of_omni(folder), QwenOmni.load(folder)
+    assert size.parameters == sum(weight.numel() for weight in omni.model.parameters())
+    for part in ("thinker", "talker"):
+        omni.learn(part)  # type: ignore[arg-type]
+        assert size.learning[part] == sum(weight.numel() for weight in omni.model.parameters() if weight.requires_grad)  # type: ignore[index]
+    n, talker = size.parameters, size.learning["talker"]
+    layers, hidden, inner = size.layers["talker"]
+    found = memory_of_omni(size, {"talker": 700}, whole=True, checkpointing=False, reference=True)
+    wanted = {"weights": 4 * n, "gradients": 4 * talker, "optimizer": 8 * talker, "reference": 4 * n}
+    wanted["backward"] = 700 * 4 * layers * (8 * hidden + 4 * inner)
+    assert found == pytest.approx({name: value / GIB for name, value in wanted.items()})
+
+
 def test_a_plan_tells_parameters_tokens_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_kimi_audio(tmp_path / KIMI_AUDIO)
     monkeypatch.setenv("WORLD_SIZE", "4")
     recipe = load_recipe("kimi-audio-7b", [f"sft.base.folder={folder}", "grpo.limit=100"], AlignRecipe)
     told = plan_of(recipe, tmp_path / "run")
     assert "# of each of 4 processes" in told and f"{32 * (125 + 8 * 100)} tokens a step" in told and "GiB (weights" in told
+    omni = write_qwen2_5_omni(tmp_path / "omni")
+    recipe = load_recipe("qwen2.5-omni-7b", [f"sft.base.folder={omni}", "sft.base.part=both", "grpo.limit=100"], AlignRecipe)
+    told = plan_of(recipe, tmp_path / "run")
+    assert f"{64 * (250 + 80)} tokens a step" in told and f"{256 * (250 + 80) + 256 * (250 + 100)} tokens a step" in told
     away = load_recipe("kimi-audio-7b", ["sft.base.folder=nowhere"], AlignRecipe)
     assert "nowhere is not here" in plan_of(away, tmp_path / "run")
