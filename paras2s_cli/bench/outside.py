@@ -202,6 +202,8 @@ def make_sources(
     Raises:
         UsageError: a system or a stage cannot be what the recipe says.
     """
+    if not recipe.systems:
+        raise UsageError("systems: the list is empty; name one, such as sft")
     kept = Kept(folder)
 
     def asked(where: str, name: str, what: str, part: Part, needs: Sequence[str], may: Sequence[str] = ()) -> Asked | None:

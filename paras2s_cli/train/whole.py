@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 
 from paras2s_cli.audio.workers import threads_of
-from paras2s_cli.bench.outside import OWN, make_sources
+from paras2s_cli.bench.outside import OWN, Source, make_sources
 from paras2s_cli.bench.run import GREEDY, USUAL, run_bench
 from paras2s_cli.bench.stats import Summary
 from paras2s_cli.bench.suite import manifest_queries
-from paras2s_cli.bench.systems import MODELS, Loaded, LoadModel
+from paras2s_cli.bench.systems import MODELS, Loaded, LoadModel, parse_systems
 from paras2s_cli.data.cache import is_complete
+from paras2s_cli.data.manifest import read_rows
+from paras2s_cli.data.rows import Query
 from paras2s_cli.data.worlds import World, load_world
 from paras2s_cli.endpoint.client import Client
 from paras2s_cli.errors import UsageError
@@ -53,12 +55,24 @@ def align_and_measure(
     if not (measure and ranks.first):
         return None
     settings = recipe.bench.model_copy(update={"seed": recipe.seed})
-    if settings.queries or settings.judge:
+    if settings.queries or settings.judge or check_bench(settings):
         return measure_run(settings, out, out / "bench", say, watch)
     metrics = read_metrics(out / "grpo" / "metrics.jsonl")
     return run_bench(
         settings, run.world, run.judge, loader(run), out / "bench", say, metrics, {"recipe": recipe_hash(recipe)}, mode=mode_of(run)
     )
+
+
+def check_bench(settings: BenchRecipe) -> dict[str, Source]:
+    """The systems of a bench that are not altogether our own. Nothing is asked or written: for before a training that ends in a bench.
+
+    Raises:
+        UsageError: a system cannot be asked, or the manifest of queries is at fault.
+    """
+    parse_systems(settings.sampled)
+    if settings.queries is not None:
+        read_rows(settings.queries, Query)
+    return make_sources(settings, Path(), Asking().purse, lambda _: None, lambda _: lambda _done, _of: None, allow_outside=False)
 
 
 def loader(run: Run) -> LoadModel:

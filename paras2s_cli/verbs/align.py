@@ -35,9 +35,11 @@ def align(
     from paras2s_cli.bench.table import print_table
     from paras2s_cli.train.ranks import joined
     from paras2s_cli.train.run_folder import open_run
-    from paras2s_cli.train.whole import align_and_measure
+    from paras2s_cli.train.whole import align_and_measure, check_bench
     from paras2s_cli.verbs.progress import Show
 
+    if bench:
+        check_bench(recipe.bench)
     with joined() as ranks:
         show = Show(quiet=not ranks.first)
         with ranks.in_turn():

@@ -216,6 +216,7 @@ def judge_recipe(server: ChatServer, name: str = "judge.yaml") -> None:
         (["cascade", "queries=queries.jsonl"], "cascade.llm: pocket answers only the world's queries"),
         (["topline", "queries=queries.jsonl"], "topline: pocket answers only the world's queries"),
         (["sft"], "paras2s align"),
+        (["systems=[]"], "systems: the list is empty"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence_and_nothing_is_written(
