@@ -73,17 +73,17 @@ def open_run(folder: Path, recipe_text: str, recipe_hash: str, kind: str) -> Run
 def _check_folder(folder: Path) -> None:
     try:
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file, not a folder; choose another out=")
+            raise UsageError(f"{folder} is a file, not a folder; choose another --out")
         if not folder.exists():
             return
         names = set(os.listdir(folder))
     except OSError as error:
-        raise UsageError(f"{folder} cannot be opened ({error.strerror}); choose another out=") from None
+        raise UsageError(f"{folder} cannot be opened ({error.strerror}); choose another --out") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"{folder} may not be written to (read-only); choose another out=")
+        raise UsageError(f"{folder} may not be written to (read-only); choose another --out")
     others = sorted(name for name in names if name not in (_RECIPE, _LOCK) and not name.startswith(".paras2s-"))
     if _RUN not in names and others:
-        raise UsageError(f"{folder} is not empty and no run of paras2s (it holds {others[0]}); choose another out=")
+        raise UsageError(f"{folder} is not empty and no run of paras2s (it holds {others[0]}); choose another --out")
 
 
 def _saved_run(folder: Path) -> dict[str, Any] | None:
@@ -93,17 +93,17 @@ def _saved_run(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder / _RUN} is damaged; choose another out= or delete {folder}") from None
+        raise UsageError(f"{folder / _RUN} is damaged; choose another --out or delete {folder}") from None
 
 
 def _check_same(folder: Path, saved: dict[str, Any], recipe_text: str, recipe_hash: str, kind: str) -> None:
     if saved["kind"] != kind:
-        raise UsageError(f"{folder} holds a run of {saved['kind']}, not of {kind}; choose another out= or delete it")
+        raise UsageError(f"{folder} holds a run of {saved['kind']}, not of {kind}; choose another --out or delete it")
     if saved["hash"] != recipe_hash:
         changed = ""
         with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
             changed = _changes((folder / _RECIPE).read_text(encoding="utf-8"), recipe_text)
-        raise UsageError(f"{folder} holds another recipe{changed}; choose another out= or delete it")
+        raise UsageError(f"{folder} holds another recipe{changed}; choose another --out or delete it")
 
 
 def _changes(old_text: str, new_text: str) -> str:
@@ -142,7 +142,7 @@ def _lock(folder: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise UsageError(f"another process is running in {folder}; wait for it or choose another out=") from None
+        raise UsageError(f"another process is running in {folder}; wait for it or choose another --out") from None
     _locks[path] = file
 
 

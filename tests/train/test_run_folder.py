@@ -66,15 +66,15 @@ def damaged(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (file, "is a file, not a folder; choose another out="),
+        (file, "is a file, not a folder; choose another --out"),
         (
             other_recipe,
             "holds another recipe (changed: train.lr 0.002 -> 0.001, more.a 1 -> (absent),"
-            " seed (absent) -> 1); choose another out= or delete it",
+            " seed (absent) -> 1); choose another --out or delete it",
         ),
-        (other_kind, "holds a run of align, not of sft; choose another out= or delete it"),
-        (other_files, "is not empty and no run of paras2s (it holds thesis.tex); choose another out="),
-        (damaged, "run.json is damaged; choose another out= or delete"),
+        (other_kind, "holds a run of align, not of sft; choose another --out or delete it"),
+        (other_files, "is not empty and no run of paras2s (it holds thesis.tex); choose another --out"),
+        (damaged, "run.json is damaged; choose another --out or delete"),
     ],
 )
 def test_refused_and_nothing_written(tmp_path: Path, prepare: Callable[[Path], None], words: str) -> None:
