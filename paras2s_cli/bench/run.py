@@ -1,6 +1,7 @@
 """A bench: systems on a suite, judged in full and by the truth, with intervals and a page to listen to."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from paras2s_cli.data.atomic import write_text
 from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.endpoint import transcription
 from paras2s_cli.endpoint.cost import Estimate, check_cost
+from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.endpoint.estimate import estimate
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.stages import Recording, Utterance, Verdict
@@ -24,7 +26,18 @@ from paras2s_cli.train.distill import hear_queries
 GREEDY, SAMPLED, AS_IS, USUAL = "greedy", "T=1", "as it is", "as usual"
 UNREAD = "(not transcribed)"
 """What was heard, where the judge puts nothing into words."""
+FOLDERS = {"answers", "queries", "replies"}
+"""What a bench's folder holds from the beginning, one of them at least."""
 COMPARED = [("aligned", "sft"), ("sft", "base")]
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError if a bench there would lie among, and maybe overwrite, files that are none of a bench."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder; choose another --out")
+    names = os.listdir(folder) if folder.exists() else []
+    if names and FOLDERS.isdisjoint(names):
+        raise UsageError(f"{folder} is not empty and no bench of paras2s (it holds {min(names)}); choose another --out")
 
 
 def run_bench(

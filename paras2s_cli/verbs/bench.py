@@ -43,13 +43,15 @@ def bench(
     if dry_run:
         typer.echo(dump_recipe(settings), nl=False)
         return
+    from paras2s_cli.bench.run import check_folder
     from paras2s_cli.bench.table import check_missing, print_table
     from paras2s_cli.train.whole import measure_run
     from paras2s_cli.verbs.progress import Show
 
-    show = Show()
     # A folder that holds no run has to stay empty until `align` opens it.
     folder = out or (run / "bench" if (run / "recipe.yaml").exists() else Path("runs/bench"))
+    check_folder(folder)
+    show = Show()
     with show.live():
         summary = measure_run(settings, run, folder, show.say, show.watch, max_cost=max_cost, allow_outside=allow_outside)
     print_table(summary)

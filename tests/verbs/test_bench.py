@@ -233,6 +233,18 @@ def test_what_cannot_be_is_said_in_a_sentence_and_nothing_is_written(
     assert not [path for path in Path("runs").rglob("*") if path.is_file()]
 
 
+def test_files_of_others_are_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("thesis").mkdir()
+    Path("thesis/report.html").write_text("mine")
+    for out, says in (("thesis", "it holds report.html"), ("thesis/report.html", "is a file"), ("thesis/report.html/x", "thesis/report.html")):
+        assert main(["bench", "topline", *SMALL, "-o", out]) == 2
+        printed, err = capsys.readouterr()
+        assert says in err and err.count("\n") == 1 and printed == ""
+    assert [(path.name, path.read_text()) for path in Path("thesis").iterdir()] == [("report.html", "mine")]
+    Path("new").mkdir()
+    assert main(["bench", "topline", *SMALL, "-o", "new"]) == main(["bench", "cascade", *SMALL, "-o", "new"]) == 0
+
+
 def test_what_a_bench_may_cost(server: SpeechServer, capsys: pytest.CaptureFixture[str]) -> None:
     url = [f"openai.base_url={server.url}", "openai.key_env="]
     prices = ["openai.price_in=1.0", "openai.price_out=1.0"]
