@@ -38,7 +38,15 @@ DISK_TROUBLE = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; change its permissions or choose another place",
 }
-
+# Of the system's own errors only: in a library's message these words may mean something else.
+NAME_TROUBLE = {
+    errno.EPERM: "it may not be changed; choose another place",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.ELOOP: "its symbolic links lead in a circle; mend them or choose another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
+    errno.EEXIST: "a file stands where a folder is needed; choose another place",
+    errno.EISDIR: "a folder stands where a file is needed; choose another name",
+}
 
 # oneDNN keeps the compiled form of a thousand shapes, and speech has that many: half a GiB for no time gained. Read when torch starts.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
@@ -67,6 +75,10 @@ class LazyGroup(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, summary) for name, (_, summary) in VERBS.items()])
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with errors_as_sentences():  # --help and --version print from here
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         with errors_as_sentences():
@@ -138,16 +150,15 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 def disk_trouble(error: Exception) -> str | None:
-    """The sentence for a full disk, a read-only folder or a lack of rights; None when it is something else.
+    """The sentence for a full disk, a read-only folder, a lack of rights or an impossible name; None when it is something else.
 
     Libraries written in other languages (safetensors) pass the system's message on without its number.
     """
-    code = error.errno if isinstance(error, OSError) else None
-    if not isinstance(error, OSError):
-        code = next((c for c in DISK_TROUBLE if os.strerror(c).lower() in str(error).lower()), None)
-    if code not in DISK_TROUBLE:
-        return None
-    return f"{_path_of(error) or 'the output folder'}: {DISK_TROUBLE[code]}"
+    if isinstance(error, OSError):
+        trouble = (DISK_TROUBLE | NAME_TROUBLE).get(error.errno or 0)
+    else:
+        trouble = next((said for code, said in DISK_TROUBLE.items() if os.strerror(code).lower() in str(error).lower()), None)
+    return trouble and f"{_path_of(error) or 'the output'}: {trouble}"
 
 
 def _path_of(error: Exception) -> str | None:
@@ -184,6 +195,9 @@ def say(sentence: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 failure, 2 usage, 3 too many failed, 130 interrupted."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed (`2>&-`): print() would turn to the other one
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for as long as the process lives)
     try:
         get_command(app).main(args=arguments, prog_name="paras2s")
     except SystemExit as stop:

@@ -113,7 +113,7 @@ def test_an_interrupt_says_that_the_command_resumes(verb, capsys) -> None:  # ty
     assert capsys.readouterr().err == "paras2s: interrupted; the same command resumes where this one stopped\n"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP])
 def test_disk_trouble_is_one_sentence_with_the_path(verb, capsys, code) -> None:  # type: ignore[no-untyped-def]
     verb(fails(OSError(code, os.strerror(code), "/runs/a/metrics.jsonl")))
     assert cli.main(["judge"]) == 2
@@ -129,6 +129,20 @@ def test_a_failed_write_names_the_file_though_the_system_does_not(verb, capsys) 
     verb(judge)
     assert cli.main(["judge"]) == 2
     assert capsys.readouterr().err.startswith("paras2s: /dev/full: the disk is full")
+
+
+@pytest.mark.parametrize("word", ["--version", "--help", "recipes"])
+def test_a_full_standard_output_is_a_sentence(word: str) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([sys.executable, "-m", "paras2s_cli", word], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1) and "the disk is full" in run.stderr
+
+
+@pytest.mark.parametrize(("closed", "shown"), [(">&-", ""), ("2>&-", f"paras2s {__version__}\n")])
+def test_a_closed_stream_is_no_trouble(closed: str, shown: str) -> None:
+    line = f"{sys.executable} -m paras2s_cli --version {closed} && {sys.executable} -m paras2s_cli jugde 2>&-"
+    run = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (2, shown, ""), "messages do not turn up among the results"
 
 
 def test_the_systems_words_count_where_its_number_is_lost(verb, capsys) -> None:  # type: ignore[no-untyped-def]

@@ -236,7 +236,11 @@ def test_what_cannot_be_is_said_in_a_sentence_and_nothing_is_written(
 def test_files_of_others_are_left_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("thesis").mkdir()
     Path("thesis/report.html").write_text("mine")
-    for out, says in (("thesis", "it holds report.html"), ("thesis/report.html", "is a file"), ("thesis/report.html/x", "thesis/report.html")):
+    for out, says in (
+        ("thesis", "it holds report.html"),
+        ("thesis/report.html", "is a file"),
+        ("thesis/report.html/x", "thesis/report.html"),
+    ):
         assert main(["bench", "topline", *SMALL, "-o", out]) == 2
         printed, err = capsys.readouterr()
         assert says in err and err.count("\n") == 1 and printed == ""
