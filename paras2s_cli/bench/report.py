@@ -37,12 +37,13 @@ def write_report(
     """Write the page to `path` at once (temp beside, then renamed). It needs no network and no other file.
 
     meta: what was measured and how (judge, recipe hash, ...), printed as it comes. players: at most so many
-    sentences, each in two styles, can be heard, in the first decoding mode. training: GRPO's metrics rows.
+    sentences, each in two styles, can be heard, every system in its first decoding mode. training: GRPO's metrics rows.
     Every string is escaped: a transcript may hold anything. OSError where the folder cannot be written.
     """
-    mode = summary.modes[0] if summary.modes else ""
-    systems = [system.system for system in summary.systems if system.mode == mode]
-    heard = [row for row in rows if row.mode == mode]
+    first = {system.system: system.mode for system in reversed(summary.systems)}
+    systems = list(dict.fromkeys(system.system for system in summary.systems))
+    heard = [row for row in rows if row.mode == first[row.system]]
+    modes = ", ".join(mode for mode in summary.modes if mode in first.values())
     clips = Clips()
     cards: list[str] = []
     for pair in choose_pairs(heard, players, seed=seed):
@@ -59,7 +60,7 @@ def write_report(
             "comparisons": _comparisons(summary),
             "notes": "".join(f'<p class="soft">{escape(note)}</p>' for note in _notes(summary)),
             "training": _training(charts),
-            "sample": _sample(len(cards), len({(r.dimension, r.text) for r in heard}), mode),
+            "sample": _sample(len(cards), len({(r.dimension, r.text) for r in heard}), modes),
             "filters": _filters(summary, systems),
             "cards": "\n".join(cards),
             "clips": _json(clips.base64),

@@ -182,7 +182,7 @@ def _scored(
         system=name,
         mode=mode,
         query=query.id,
-        text=query.row["sentence"],
+        text=query.row["text"] or query.row["sentence"],
         dimension=query.row["dimension"],
         style=query.row["style"],
         seed=seed,

@@ -85,6 +85,15 @@ def test_every_player_has_its_clip_and_every_clip_a_player(report):
     assert len(page.all("article")) == 20
 
 
+def test_a_system_that_is_measured_in_one_mode_of_its_own_is_heard_too(bench_rows, tmp_path):
+    rows = [replace(row, mode="as it is") if row.system == "cascade" else row for row in bench_rows]
+    write_report(tmp_path / "r.html", summarise(rows, draws=50), rows, title="t", meta={}, players=3)
+    page = Page((tmp_path / "r.html").read_text())
+    systems = list(dict.fromkeys(row.system for row in rows))
+    assert [a["data-system"] for a in page.all("tr") if "data-system" in a] == systems * 3 and len(page.all("button")) == 3 * 2 * 6
+    assert any("3 of 32 sentences, greedy, as it is, chosen" in words for words in page.words)
+
+
 def test_tables_and_controls_are_labelled(report):
     page = Page(report.read_text())
     assert len(page.all("caption")) == len(page.all("table", **{"class": "systems"})) == 3

@@ -104,7 +104,8 @@ def test_systems_of_every_kind_side_by_side(server: SpeechServer, capsys: pytest
     assert missing[0]["reason"] == f"{manifest} has no answer to it" and missing[0]["written_text"] is None
     assert "scored 7 of 8" in out and f"files:{manifest}: 1 without an answer: 1 no-answer" in err
     assert "gpt: up to 8 requests" in err and "mine - cascade" in out
-    assert Path("runs/bench/report.html").exists()
+    assert [row["text"] for row in found["topline"][::2]] == ["emotion 0", "emotion 1", "age 0", "age 1"], "the words, for a reader"
+    assert "\u201cage 1\u201d" in Path("runs/bench/report.html").read_text()
     assert all(Path(row["answer_audio"]).exists() for r in found.values() for row in r if row["score"])
 
 

@@ -37,7 +37,7 @@ class World:
     def _spoken(self, name: str, frames: int, dimension: str = "", sentence: str = "", style: str = "", **more: Any) -> Spoken:
         path = self.folder / f"{name}.wav"
         path.write_bytes(wav(frames))
-        row = {"id": name, "text": sentence, "dimension": dimension, "sentence": sentence, "style": style} | more
+        row = {"id": name, "text": sentence, "dimension": dimension, "sentence": sentence.replace(" ", "-"), "style": style} | more
         return Spoken(row, path, np.zeros((4, 44), np.float32))
 
 
