@@ -23,6 +23,18 @@ MODELS = {
     "score": ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-3B-Instruct"),
 }
 """By stage, the best first."""
+GIB = {
+    "openai/whisper-large-v3": 2.9,
+    "openai/whisper-large-v3-turbo": 1.5,
+    "openai/whisper-medium": 2.9,
+    "openai/whisper-small": 0.9,
+    "Qwen/Qwen2-Audio-7B-Instruct": 15.6,
+    "Qwen/Qwen2.5-Omni-7B": 20.8,
+    "Qwen/Qwen2.5-Omni-3B": 11.2,
+    "Qwen/Qwen2.5-7B-Instruct": 14.2,
+    "Qwen/Qwen2.5-3B-Instruct": 5.7,
+}
+"""Of weights as published, about: nobody is told to download what could not run here."""
 BACKENDS = {"transcribe": "whisper", "tone": "audio-lm", "score": "local"}
 FOLDER, URL, NAME, KEY = "PARAS2S_MODELS", "PARAS2S_ENDPOINT", "PARAS2S_ENDPOINT_MODEL", "PARAS2S_ENDPOINT_KEY"
 SHARE = 0.8
@@ -73,8 +85,13 @@ class _Memory:
 
     def take(self, size: int) -> str:
         """Sets bytes aside; why that cannot be done, or nothing."""
+        trouble = self.short_of(size)
+        self._taken += 0 if trouble else size
+        return trouble
+
+    def short_of(self, size: int) -> str:
+        """Why so many bytes could not be set aside, or nothing."""
         if self._taken + size <= (self._gpu * SHARE if self._gpu else ON_CPU):
-            self._taken += size
             return ""
         return f"{size / 2**30:.1f} GiB of weights, too much for {'the GPU, beside the others' if self._gpu else 'a CPU'}"
 
@@ -108,20 +125,20 @@ def _endpoint() -> Found:
 
 
 def _model(stage: str, memory: _Memory) -> Found:
-    """The best model that is here and fits; what would be better is told of the first that is not."""
-    why, way_out = "", ""
+    """The best model that is here and fits; what would be better is told of the first that could be downloaded, else of the first."""
+    why, way_out, downloadable = "", "", False
+    or_endpoint = f", or name an endpoint in {URL} and {NAME}" if stage == "score" else ""
     for name in MODELS[stage]:
         folder = find_model(name)
-        trouble = "not on this machine" if folder is None else memory.take(_size(folder))
+        trouble = memory.short_of(int(GIB.get(name, 0) * 2**30)) if folder is None else memory.take(_size(folder))
         if folder is not None and not trouble:
             # A hub's name tells more in a row of scores than the folder of its cache.
             which = {"model": name, "revision": folder.name} if folder.parent.name == "snapshots" else {"model": str(folder)}
             return Found(stage, {"backend": BACKENDS[stage], **which}, name, why, way_out)
-        if not why:
-            why = f"{name}: {trouble}"
-            way_out = f"hf download {name}" if folder is None else f"a GPU for {name}"
-            if stage == "score":
-                way_out += f", or name an endpoint in {URL} and {NAME}"
+        if not trouble and not downloadable:
+            downloadable, why, way_out = True, f"{name}: not on this machine", f"hf download {name}{or_endpoint}"
+        elif not why:
+            why, way_out = f"{name}: {trouble}", f"a GPU for {name}{or_endpoint}"
     return Found(stage, None, "pocket", why, way_out)
 
 

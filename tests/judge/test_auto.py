@@ -24,6 +24,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv(auto.FOLDER, str(tmp_path / "models"))
+    monkeypatch.setattr(auto._Memory, "_gpu", 80 << 30)
     return tmp_path / "models"
 
 
@@ -102,10 +103,9 @@ def test_half_a_model_is_none(machine: Path) -> None:
 
 
 def test_what_is_too_large_is_passed_over(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(auto._Memory, "_gpu", 0)
     write(machine / "whisper-large-v3", size=auto.ON_CPU + 1)
+    write(machine / "whisper-large-v3-turbo", size=auto.ON_CPU + 1)
     write(machine / "whisper-small", size=auto.ON_CPU - 100)
     write(machine / "Qwen2.5-3B-Instruct", size=200)
     found = {stage.stage: stage for stage in auto.find_stages()}
@@ -113,6 +113,15 @@ def test_what_is_too_large_is_passed_over(machine: Path, monkeypatch: pytest.Mon
     assert found["transcribe"].why == f"{LARGE}: 2.0 GiB of weights, too much for a CPU"
     assert found["transcribe"].way_out == f"a GPU for {LARGE}"
     assert found["score"].section is None, "what the others take is not there twice"
+
+
+def test_nobody_is_told_to_download_what_could_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(auto.GIB) == {name for names in auto.MODELS.values() for name in names}
+    monkeypatch.setattr(auto._Memory, "_gpu", 0)
+    transcribe, tone, score = auto.find_stages()
+    assert (transcribe.way_out, transcribe.why) == (f"hf download {TURBO}", f"{TURBO}: not on this machine")
+    assert (tone.way_out, tone.why) == (f"a GPU for {QWEN}", f"{QWEN}: 15.6 GiB of weights, too much for a CPU")
+    assert score.way_out == f"a GPU for {LLM}, or name an endpoint in {auto.URL} and {auto.NAME}"
 
 
 def test_doctor_tells_the_stages(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
