@@ -196,6 +196,8 @@ def _say(detail: ErrorDetails, fields: Mapping[str, Any]) -> str:
     if detail["type"] == "missing":
         near = difflib.get_close_matches(where, [key for key in fields if isinstance(key, str)], n=1)
         return f'"{where}" is missing' + (f' (there is "{near[0]}")' if near else "")
+    if detail["type"] == "path_type":  # pydantic's own words name a class of Python's
+        return f'"{where}" should be a path, written as a string'
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f'"{where}" {message}' if where else message
 

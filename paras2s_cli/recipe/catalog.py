@@ -10,13 +10,19 @@ from pathlib import Path
 from paras2s_cli.errors import UsageError
 from paras2s_cli.recipe.source import read_source
 
-# Which command runs a recipe of a kind. The kinds not named here are run by the verb of the same name.
-VERB_OF_KIND = {"polytone": "sft", "base": "sft", "distill": "align"}
+# How a command takes a recipe of a kind. The kinds not named here are run by the verb of the same name.
+COMMAND_OF_KIND = {
+    "polytone": "sft NAME",
+    "base": "sft NAME",
+    "distill": "align reward=NAME",
+    "judge": "judge --judge NAME",
+    "bench": "bench --recipe NAME",
+}
 
 
 @dataclass(frozen=True)
 class RecipeInfo:
-    """An installed recipe: its name (`pocket/align`), kind (`align`), first comment line and file."""
+    """An installed recipe: its name (`pocket/align`), kind (`align`), the whole sentences of its first comment line, and file."""
 
     name: str
     kind: str
@@ -57,9 +63,9 @@ def recipe_names() -> list[str]:
     return [path.relative_to(root).with_suffix("").as_posix() for path in sorted(root.rglob("*.yaml"))]
 
 
-def verb_of(kind: str) -> str:
-    """The command that runs a recipe of this kind."""
-    return VERB_OF_KIND.get(kind, kind)
+def command_of(kind: str) -> str:
+    """The command that takes a recipe of this kind, and where its name goes in it."""
+    return COMMAND_OF_KIND.get(kind, f"{kind} NAME")
 
 
 def find_recipe(name_or_path: str, kind: str | None = None, beside: Path | None = None) -> RecipeFile:
@@ -109,4 +115,6 @@ def _info(path: Path, name: str) -> RecipeInfo:
     kind = source.data.get("kind") if isinstance(source.data, dict) else None
     lines = path.read_text(encoding="utf-8").splitlines()
     summary = next((line.lstrip("# ").strip() for line in lines if line.startswith("#") and line.strip("# ")), "")
+    if not summary.endswith("."):  # a sentence goes on in the next line
+        summary = summary[: summary.rfind(". ") + 1] or summary
     return RecipeInfo(name, str(kind or "?"), summary, path)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from paras2s_cli.errors import UsageError
 from paras2s_cli.recipe.base import kind_of
-from paras2s_cli.recipe.catalog import RecipeFile, find_recipe, verb_of
+from paras2s_cli.recipe.catalog import RecipeFile, command_of, find_recipe
 from paras2s_cli.recipe.fields import at, default_at, did_you_mean, models_in, recipes_in, under
 from paras2s_cli.recipe.source import Key, Place, Problem, parse_source, read_source
 
@@ -161,4 +161,4 @@ def _wrong_kind(data: dict[str, Any], wanted: list[str]) -> str | None:
     kind = data["kind"]
     if not isinstance(kind, str):
         return f"must be {expected}, not {kind!r}"
-    return f"this recipe is of kind '{kind}', where {expected} is needed: `paras2s {verb_of(kind)}` runs it"
+    return f"this recipe is of kind '{kind}', where {expected} is needed: `paras2s {command_of(kind)}` takes it"

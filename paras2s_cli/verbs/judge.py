@@ -31,7 +31,9 @@ def judge(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Append the rows to this file; it is gone on with.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Append the rows to this file; the same command goes on where it ends.")
+    ] = None,
     output: Annotated[
         Output | None,
         typer.Option("--output", help="How to print: table for a pair, jsonl for a manifest if not said."),
@@ -54,7 +56,9 @@ def judge(
     ] = None,
     closed: Annotated[
         bool,
-        typer.Option("--closed", help="The answers come from a model of the judge's world: else is garbled."),
+        typer.Option(
+            "--closed", help="The answers come from a model that knows the judge's world only: what else it says is garbled, and scores 1."
+        ),
     ] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows that are judged at a time.")] = 64,
     max_fail: Annotated[float, typer.Option("--max-fail", min=0, max=1, help="Exit 3 if more rows than this have no score.")] = 0.5,
@@ -79,6 +83,8 @@ def judge(
     from paras2s_cli.judge.run import Settings
 
     names = files or []
+    if out == Path("-"):
+        raise UsageError("-o is for a file; without it the rows go to the standard output")
     asking = Asking(not no_cache, max_cost, emit, tuple(replies or ()))
     settings = Settings(judge_recipe, closed, batch, max_fail, max_seconds, allow_outside, asking, queries)
     if agree is not None:

@@ -14,7 +14,9 @@ def sft(
             help="pocket (the warm-up), pocket/base or pocket/polytone, and changes to it.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run's folder (default: runs/RECIPE).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run's folder (default: runs/RECIPE-KIND, as runs/pocket-sft).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan; do nothing.")] = False,
 ) -> None:
     """Train on demonstrations: the speech LM, or the judge's transcriber and tone describer (PolyTone).

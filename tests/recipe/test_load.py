@@ -169,8 +169,9 @@ def test_missing_keys_and_checks_across_keys_are_reported(root: Path) -> None:
         ("sft: toy/sft\n", ":1: kind: is missing: write `kind: align`"),
         (
             "kind: sft\nrows: 1\nx: 2\n",
-            ":1: kind: this recipe is of kind 'sft', where 'align' is needed: `paras2s sft`",
+            ":1: kind: this recipe is of kind 'sft', where 'align' is needed: `paras2s sft NAME`",
         ),
+        ("kind: distill\n", ":1: kind: this recipe is of kind 'distill', where 'align' is needed: `paras2s align reward=NAME` takes it"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_once_with_its_line(root: Path, text: str, expected: str) -> None:

@@ -296,6 +296,11 @@ def test_scores_of_another_judge_or_of_other_pairs_are_not_mixed(stand_in: Path,
     assert Path("scores.jsonl").read_bytes() == before
 
 
+def test_a_dash_is_no_file_to_write_to(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["judge", "pairs.jsonl", "-o", "-"]) == 2
+    assert "standard output" in one_sentence(capsys) and not Path("-").exists()
+
+
 def test_a_dry_run_prints_and_does_nothing(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "pairs.jsonl", "-o", "scores.jsonl", "--dry-run"]) == 0
     out = capsys.readouterr().out

@@ -38,6 +38,15 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)[0]["summary"] == "Count things."
 
 
+def test_the_list_ends_with_a_whole_sentence(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "toy" / "count.yaml").write_text("# Count v. 2 things. This goes on\n# in the next line.\nkind: count\nsteps: 3\n")
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.endswith("Count v. 2 things.\n")
+    (root / "toy" / "count.yaml").write_text("# Count things that\n# are there.\nkind: count\nsteps: 3\n")
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.endswith("Count things that\n")
+
+
 def test_show_keeps_the_comments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "toy/count"]) == 0
     assert capsys.readouterr().out == TEXT
