@@ -21,10 +21,10 @@ limited() {
 }
 
 status=0
-limited 190 "$python" -m pytest -q -m gpu tests/kernels tests/rollout >"$out/checks.txt" 2>&1 || status=1
+limited 190 "$python" -m pytest -q -m gpu tests/kernels tests/rollout tests/models/test_attention.py >"$out/checks.txt" 2>&1 || status=1
 tail -n 15 "$out/checks.txt"
 # what is measured first is there when the time is up; what one leaves of its time is there for the next
-for part in roof:25 sample_logprob:55 shared_prefix_attention:45 linear_logprob:60 rollout:120 varlen_attention:40 token_logprob:50 \
+for part in roof:25 sample_logprob:55 shared_prefix_attention:45 linear_logprob:60 engine:170 varlen_attention:40 token_logprob:50 \
   judge_scoring:60 grpo_loss:35; do
   name=${part%:*}
   rm -f "$out/$name.json"

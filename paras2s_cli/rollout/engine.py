@@ -16,6 +16,7 @@ from paras2s_cli.rollout.decode import Projections, decode
 from paras2s_cli.rollout.graphs import Graphs, bucket
 from paras2s_cli.rollout.rows import Rows
 from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, draw, row_keys
+from paras2s_kernels import dispatch
 
 BATCH = 128
 """Rows in flight at most, unless a group is larger."""
@@ -58,7 +59,10 @@ def rollout(
     wanted = Shape(rows=groups * group, prompts=min(2 * groups, count), width=width, limit=limit)
     engine = _engines.get(model)
     if engine is None or not engine.fits(model, wanted):
-        engine = _engines[model] = Engine(model, wanted if engine is None else wanted.union(engine.shape))
+        wanted = wanted if engine is None else wanted.union(engine.shape)
+        _engines.pop(model, None)
+        engine = None  # its memory is free before the next takes more
+        engine = _engines[model] = Engine(model, wanted)
     return engine.run(model, prompts, group, sampling, seed, row_ids.to(prompts.audio.device), limit, groups * group)
 
 
@@ -78,6 +82,11 @@ class Shape:
         return self.rows, self.prompts, self.width, self.limit
 
 
+def records(device: torch.device) -> bool:
+    """Whether steps are recorded: on a GPU, but for the plain-torch kernels, which wait for it."""
+    return device.type == "cuda" and dispatch.choose(device) == "triton"
+
+
 class Engine:
     """Memory for a model's rollouts. It does not hold the model: weights are read where they are, as they are."""
 
@@ -89,7 +98,7 @@ class Engine:
         self.limit = torch.tensor(shape.limit, device=weight.device)
         self.audio_head = torch.empty_like(model.audio_head)
         self.projections = Projections(model)
-        self.graphs = Graphs([*self.rows.tables(), self.cache.filled]) if self.device.type == "cuda" else None
+        self.graphs = Graphs([*self.rows.tables(), self.cache.filled]) if records(self.device) else None
 
     def fits(self, model: SpeechLM, wanted: Shape) -> bool:
         """Whether there is room, of the model's kind."""
@@ -105,7 +114,9 @@ class Engine:
         self.projections.load(model)
         self.limit.fill_(limit)
         self.rows.alive.zero_()
-        self.cache.clear(self.shape.width if self.graphs else prompts.audio.shape[1])
+        if self.graphs:
+            self.graphs.check(model.parameters())
+        self.cache.clear(self.shape.width if self.graphs else prompts.audio.shape[1], group)
         keys, results = row_keys(seed, row_ids), _Results(len(row_ids), limit, model.specials.blank, self.device)
         waiting, count = 0, 0  # the next prompt; rows in flight
         while True:
@@ -159,7 +170,8 @@ class Engine:
             self._forward(model, count, int(self.cache.prompt_of[:count].max()) + 1, sampling)
             return
         size = bucket(count, self.shape.rows)
-        self.graphs.run((size, sampling), list(model.parameters()), lambda: self._forward(model, size, self.shape.prompts, sampling))
+        key = size, self.cache.group, sampling
+        self.graphs.run(key, lambda: self._forward(model, size, self.shape.prompts, sampling))
 
     def _forward(self, model: SpeechLM, count: int, prompts: int, sampling: Sampling) -> None:
         """Feeds what the first `count` rows drew last, and draws their next position."""

@@ -19,7 +19,7 @@ test "$1" = -m || exec {sys.executable} "$@"
 for word; do
   case $word in
     --benchmark-json=*roof.json) echo '{json.dumps({"benchmarks": [{"name": "test_roof", **ROUNDS}]})}' >"${{word#*=}}" ;;
-    --benchmark-json=*rollout.json) echo '{json.dumps({"benchmarks": [{"name": "test_rollout", **ROUNDS}]})}' >"${{word#*=}}"; exit 1 ;;
+    --benchmark-json=*engine.json) echo '{json.dumps({"benchmarks": [{"name": "test_engine", **ROUNDS}]})}' >"${{word#*=}}"; exit 1 ;;
     --benchmark-json=*token_logprob.json) echo '{{"benchmarks": [{{"na' >"${{word#*=}}"; exit 1 ;;
     --benchmark-json=*) exit 1 ;;
   esac
@@ -40,9 +40,9 @@ def test_parts_that_fail_are_missing_and_no_more(tmp_path: Path) -> None:
     (out / "varlen_attention.json").write_text(json.dumps({"benchmarks": [{"name": "test_of_another_day", **ROUNDS}]}))
     done = run(out, python)
     assert done.returncode == 1 and "token_logprob.json was cut off" in done.stdout
-    assert [bench["name"] for bench in json.loads((out / "bench.json").read_text())["benchmarks"]] == ["test_rollout", "test_roof"]
+    assert [bench["name"] for bench in json.loads((out / "bench.json").read_text())["benchmarks"]] == ["test_engine", "test_roof"]
     table = (out / "table.txt").read_text()
-    assert "roof" in table and "rollout" in table and "another_day" not in table
+    assert "roof" in table and "engine" in table and "another_day" not in table
 
 
 def test_a_bench_without_numbers_is_not_written_down() -> None:

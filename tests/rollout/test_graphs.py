@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_lm import tiny_model
 
 from paras2s_cli.rollout.cache import SharedCache
-from paras2s_cli.rollout.engine import Engine, Shape
+from paras2s_cli.rollout.engine import Engine, Shape, records
+from paras2s_cli.rollout.graphs import Graphs
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_kernels import dispatch
 
@@ -30,6 +33,28 @@ def engine_without_memory(monkeypatch: pytest.MonkeyPatch) -> Engine:
 @torch.inference_mode()
 def test_a_step_waits_for_nothing_and_stays_on_its_device(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     engine_without_memory(monkeypatch)._forward(tiny_model().to("meta"), 16, 4, sampling)
+
+
+def test_plain_torch_kernels_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(dispatch, "_triton_missing", lambda device: None)
+    assert records(gpu) and not records(torch.device("cpu"))
+    with dispatch.force("reference"):
+        assert not records(gpu)
+
+
+def test_a_record_is_made_once_and_again_where_weights_were_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    graphs = Graphs([])
+    monkeypatch.setattr(graphs, "_record", lambda step: made.append("recorded") or SimpleNamespace(replay=lambda: made.append("replayed")))
+    weights = [torch.zeros(2), torch.zeros(3)]
+    for _ in range(2):
+        graphs.check(weights)
+        graphs.run("key", lambda: None)
+        weights[0].add_(1)
+    graphs.check([weights[0], torch.zeros(3)])
+    graphs.run("key", lambda: None)
+    assert made == ["recorded", "replayed", "replayed", "recorded", "replayed"]
 
 
 @torch.inference_mode()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from paras2s_cli.main import main
+from paras2s_cli.recipe.benching import BenchRecipe
 from paras2s_cli.recipe.load import load_recipe
-from paras2s_cli.recipe.schema import BenchRecipe
 from paras2s_cli.train.whole import check_bench
 
 
