@@ -18,7 +18,7 @@ from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.folder import load_model
 from paras2s_cli.models.lora import Adapter
-from paras2s_cli.recipe.aligning import DistillRecipe
+from paras2s_cli.recipe.aligning import DistillRecipe, Grpo
 from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.adapters import make_adapter, publish_trained
@@ -52,16 +52,16 @@ class JudgedSound:
         return [Judged(*row, verdict.score) for row, verdict in zip(zip(queries, codes, asked, said, strict=True), verdicts, strict=True)]
 
 
-def sampled_sound(heard: JudgedSound, pool: Sequence[Spoken], settings: DistillRecipe, limit: int, count: int) -> list[Judged]:
-    """`count` answers sampled to the queries of a pool in turn, judged in full."""
+def sampled_sound(heard: JudgedSound, pool: Sequence[Spoken], settings: DistillRecipe, grpo: Grpo, count: int) -> list[Judged]:
+    """`count` answers sampled to the queries of a pool in turn, as long and of as many codes as those of GRPO, and judged in full."""
     speaker, order = heard.speaker, np.random.default_rng([settings.seed, 37]).permutation(len(pool))
     queries = [pool[order[i % len(pool)]] for i in range(count)]
     rows: list[Judged] = []
     for first in range(0, count, PART):
         some = queries[first : first + PART]
         ids = torch.arange(first, first + len(some))
-        sampling = Sampling(settings.temperature)
-        rolled = speaker.rollout(speaker.prompt(some), group=1, sampling=sampling, seed=settings.seed, row_ids=ids, limit=limit)
+        sampling = Sampling(settings.temperature, grpo.audio_top_k)
+        rolled = speaker.rollout(speaker.prompt(some), group=1, sampling=sampling, seed=settings.seed, row_ids=ids, limit=grpo.limit)
         rows += heard.hear(some, speaker.codes(rolled.answers))
     return rows
 
@@ -92,7 +92,7 @@ def reward_of(run: Run, warm: Speaker, heard: JudgedSound) -> RewardFunction:
 
     def sampled(split: str, count: int) -> list[Judged]:
         run.say(f"judging {count} answers to {split} queries")
-        return sampled_sound(heard, pools[split], settings, run.recipe.grpo.limit, count)
+        return sampled_sound(heard, pools[split], settings, run.recipe.grpo, count)
 
     with run.ranks.in_turn():
         return distilled(run, settings, reward, sampled).rewards

@@ -15,15 +15,17 @@ from paras2s_cli.audio.read import read_audio
 from paras2s_cli.audio.write import write_wav
 from paras2s_cli.data.worlds import Spoken
 from paras2s_cli.errors import UsageError
+from paras2s_cli.judge.pipeline import Judge
+from paras2s_cli.judge.stages import Heard, Toned, Utterance, Verdict
 from paras2s_cli.models.omni import Part, QwenOmni
-from paras2s_cli.recipe.aligning import Grpo
+from paras2s_cli.recipe.aligning import DistillRecipe, Grpo
 from paras2s_cli.recipe.load import load_recipe
 from paras2s_cli.recipe.speaking import SftRecipe
 from paras2s_cli.recipe.training import Train
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.grpo import Experience, grpo_stage
-from paras2s_cli.train.judged import JudgedSound
+from paras2s_cli.train.judged import JudgedSound, sampled_sound
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.omni import lay_out_omni
@@ -33,7 +35,6 @@ from paras2s_cli.train.supervised import run_supervised
 from tests.qwen2_5_omni import write_qwen2_5_omni
 
 if TYPE_CHECKING:
-    from paras2s_cli.judge.pipeline import Judge
     from paras2s_cli.pocket.embedded import PocketWorld
 
 
@@ -98,6 +99,39 @@ def test_layers_computed_again_have_the_same_gradients(folder: Path, tmp_path: P
     rolled = policy.rollout(prompts, group=2, sampling=Sampling(), seed=1, row_ids=torch.arange(4), limit=6)
     text_scores, _ = policy.scores(prompts, rolled.answers, Sampling())
     torch.testing.assert_close(text_scores.logprobs, rolled.text_logprobs[rolled.answers.text_free], atol=1e-4, rtol=0)
+
+
+def test_a_reward_model_is_taught_what_grpo_will_say(folder: Path, tmp_path: Path) -> None:
+    drawn: list[list[int]] = []
+
+    class Ears:
+        name = "ears"
+
+        def listen(self, waves: Sequence[np.ndarray], role: str) -> list[Utterance]:
+            return [Utterance(Heard("", False), Toned({}, {}, {}), "")] * len(waves)
+
+    class Rubric:
+        name = "rubric"
+
+        def score(self, pairs: Sequence[tuple[Utterance, Utterance]], **_: object) -> list[Verdict]:
+            return [Verdict(3, 3, 3, "")] * len(pairs)
+
+    heard = JudgedSound(OmniPolicy(QwenOmni.load(folder), None), Judge(Ears(), Rubric()))
+    settings = load_recipe("qwen2.5-omni-7b/distill", [], DistillRecipe)
+    for top in (0, 1):
+        grpo = Grpo(train=Train(steps=1, lr=1e-3), audio_top_k=top, limit=8)
+        rows = sampled_sound(heard, recordings(tmp_path), settings, grpo, 4)
+        assert [row.query.id for row in rows[:2]] == [row.query.id for row in rows[2:]] and max(len(row.codes) for row in rows) <= 8
+        drawn.append([code for row in rows for code in row.codes.tolist()])
+    rolled = heard.speaker.rollout(
+        heard.speaker.prompt([row.query for row in rows]),
+        group=1,
+        sampling=Sampling(settings.temperature, 1),
+        seed=settings.seed,
+        row_ids=torch.arange(4),
+        limit=8,
+    )
+    assert drawn[1] == [code for codes in heard.speaker.codes(rolled.answers) for code in codes.tolist()] != drawn[0]
 
 
 def test_keys_that_are_of_the_speech_lm_are_refused(folder: Path, tmp_path: Path) -> None:
