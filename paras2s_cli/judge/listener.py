@@ -16,9 +16,12 @@ from torch import Tensor
 from paras2s_cli.audio.features import HOP, SIZE, features
 from paras2s_cli.audio.workers import map_in_workers
 from paras2s_cli.judge.ears import LETTERS, Describer, Transcriber, best_path, pad, spell
+from paras2s_cli.judge.edges import between_pauses
 from paras2s_cli.judge.open_speech import OpenTranscriber
 from paras2s_cli.judge.stages import Heard, Toned, Utterance, is_silent
 
+_VERSION = 2
+"""Of what is done to a wave before the networks hear it: what was heard in another way is not taken from a cache."""
 _CANDIDATES = 8
 """Known texts whose likelihoods are compared."""
 _LONGEST = 30 * 50
@@ -47,7 +50,7 @@ class SmallListener:
     def __init__(self, transcriber: Transcriber, describer: Describer, knowledge: Knowledge, workers: int = 2) -> None:
         self.open_speech: OpenTranscriber | None = None
         self.transcriber, self.describer, self.knowledge, self.workers = transcriber.eval(), describer.eval(), knowledge, workers
-        self.name = knowledge.name
+        self.name = f"{knowledge.name}.{_VERSION}"
         self._targets = {role: _targets(texts) for role, texts in self._texts().items()}
         self._spelled = {role: [spell(text) for text in texts] for role, texts in self._texts().items()}
 
@@ -71,6 +74,7 @@ class SmallListener:
 
     def listen(self, waves: Sequence[np.ndarray], role: str) -> list[Utterance]:
         """See `judge.stages.Listener`."""
+        waves = [between_pauses(wave) for wave in waves]
         tables = [t[:_LONGEST] for t in map_in_workers(features, [w[: _LONGEST * HOP] for w in waves], self.workers)]
         found = self.listen_features(tables, [nothing_in(w, t) for w, t in zip(waves, tables, strict=True)], role)
         return found if self.open_speech is None else [self._by_words(u, w, self.open_speech) for u, w in zip(found, waves, strict=True)]

@@ -95,7 +95,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, listener: SmallListener
     listener.save(tmp_path)
     again = SmallListener.load(tmp_path, 1)
     wave = [(0.1 * np.sin(np.arange(16000) / 16)).astype(np.float32)]
-    assert again.knowledge == KNOWN and again.name == "small"
+    assert again.knowledge == KNOWN and again.name == listener.name
     assert again.listen(wave, "answer") == listener.listen(wave, "answer")
 
 
@@ -281,6 +281,15 @@ def test_how_well_known_sentences_fit_and_strange_ones_do_not(pocket_judge: Judg
     bound = listener.knowledge.worst_fit
     assert all(np.mean(values <= bound) > 0.97 for values in known.values())
     assert all(values.min() > bound for values in strange.values())
+
+
+@pytest.mark.slow
+def test_pauses_around_a_recording_change_nothing(pocket_judge: Judge, queries: list[Spoken]) -> None:
+    waves = [wave_of(q) for q in queries]
+    padded = [np.pad(wave, (16000, 8000)) for wave in waves]
+    for plain, within in zip(pocket_judge.hear(waves, "query"), pocket_judge.hear(padded, "query"), strict=True):
+        assert plain.heard.text == within.heard.text
+        assert sum(abs(plain.toned.tones[t] - within.toned.tones[t]) for t in plain.toned.tones) < 0.5, (plain.words, within.words)
 
 
 @pytest.mark.slow
