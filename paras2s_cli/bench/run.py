@@ -1,5 +1,6 @@
 """A bench: systems on a suite, judged in full and by the truth, with intervals and a page to listen to."""
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -21,6 +22,7 @@ from paras2s_cli.judge.endpoint.estimate import estimate
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.judge.stages import Recording, Utterance, Verdict
 from paras2s_cli.recipe.benching import BenchRecipe
+from paras2s_cli.recipe.load import dump_recipe
 from paras2s_cli.train.distill import hear_queries
 
 GREEDY, SAMPLED, AS_IS, USUAL = "greedy", "T=1", "as it is", "as usual"
@@ -28,6 +30,7 @@ UNREAD = "(not transcribed)"
 """What was heard, where the judge puts nothing into words."""
 FOLDERS = {"answers", "queries", "replies"}
 """What a bench's folder holds from the beginning, one of them at least."""
+RESULTS = ("rows.jsonl", "summary.json", "report.html")
 COMPARED = [("aligned", "sft"), ("sft", "base")]
 
 
@@ -60,7 +63,8 @@ def run_bench(
 
     Args:
         load: gives the models among the systems.
-        folder: gets rows.jsonl, summary.json, report.html and the answers as files.
+        folder: gets rows.jsonl, summary.json, report.html and the answers as files, and recipe.yaml, by which the results of another
+            recipe are known: they are kept under other names.
         queries: what is asked, instead of the world's queries; nothing but a judge knows what is right then.
         sources: systems by their names that are not our own.
         mode: what the models among the systems do at temperature 0; `as usual` samples as their publishers do.
@@ -95,9 +99,12 @@ def run_bench(
         faults = Counter(answer.fault.failure for answer in answers if answer.fault)
         if faults:
             say(f"bench: {name}: {faults.total()} without an answer: {', '.join(f'{n} {why}' for why, n in faults.items())}")
+    for kept in set_aside(folder, recipe):
+        say(f"bench: {kept} is what another recipe measured here before")
     write_text(folder / "rows.jsonl", "".join(json.dumps(_line(row)) + "\n" for row in rows))
     beside = [(name, "cascade") for name in sources if name not in REFERENCES]
     summary = summarise(rows, compare=COMPARED + beside, draws=recipe.draws, seed=recipe.seed)
+    write_text(folder / "summary.json", json.dumps(asdict(summary), indent=1) + "\n")
     suite = {"queries": recipe.queries or recipe.world, "split": recipe.split, "seed": recipe.seed}
     page = {"judge": ", ".join(judge.name.values()), **suite, **(meta or {})}
     write_report(
@@ -110,7 +117,20 @@ def run_bench(
         training=training,
         seed=recipe.seed,
     )
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
     return summary
+
+
+def set_aside(folder: Path, recipe: BenchRecipe) -> list[Path]:
+    """Gives the results of another recipe names with a mark of it, and returns the pages among them."""
+    file = folder / "recipe.yaml"
+    if not file.exists() or file.read_text(encoding="utf-8") == dump_recipe(recipe):
+        return []
+    mark = hashlib.sha256(file.read_bytes()).hexdigest()[:6]
+    for path in (*(folder / name for name in RESULTS), file):
+        if path.exists():
+            path.rename(path.with_stem(f"{path.stem}-{mark}"))
+    return [folder / f"report-{mark}.html"]
 
 
 def estimates(recipe: BenchRecipe, sources: Mapping[str, Source], measured: int, count: int, seconds: float) -> list[tuple[str, Estimate]]:

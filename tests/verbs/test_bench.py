@@ -250,6 +250,23 @@ def test_files_of_others_are_left_alone(folder: Path, capsys: pytest.CaptureFixt
     assert main(["bench", "topline", *SMALL, "-o", "new"]) == main(["bench", "cascade", *SMALL, "-o", "new"]) == 0
 
 
+def test_what_another_recipe_measured_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "topline", *SMALL, "-o", "new"]) == 0
+    first = {name: Path("new", name).read_bytes() for name in ("rows.jsonl", "summary.json", "report.html", "recipe.yaml")}
+    (system,) = json.loads(first["summary.json"])["systems"]
+    rows = [json.loads(line) for line in first["rows.jsonl"].splitlines()]
+    assert system["system"] == "topline" and system["score"]["all"]["scored"] == len(rows)
+    assert system["score"]["all"]["interval"]["mean"] == pytest.approx(sum(row["score"] for row in rows) / len(rows))
+    assert main(["bench", "topline", *SMALL, "-o", "new"]) == 0
+    assert "another recipe" not in capsys.readouterr().err and not list(Path("new").glob("report-*"))
+    assert main(["bench", "cascade", *SMALL, "-o", "new"]) == 0
+    (kept,) = Path("new").glob("report-*.html")
+    assert f"{kept} is what another recipe measured here before" in capsys.readouterr().err
+    mark = kept.stem.removeprefix("report")
+    assert {name: Path("new", name).with_stem(f"{Path(name).stem}{mark}").read_bytes() for name in first} == first
+    assert b"cascade" in Path("new/rows.jsonl").read_bytes() and b"topline" not in Path("new/rows.jsonl").read_bytes()
+
+
 def test_what_a_bench_may_cost(server: SpeechServer, capsys: pytest.CaptureFixture[str]) -> None:
     url = [f"openai.base_url={server.url}", "openai.key_env="]
     prices = ["openai.price_in=1.0", "openai.price_out=1.0"]
