@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from paras2s_cli.audio.read import audio_info, read_audio
-from paras2s_cli.data.manifest import JsonlWriter, read_rows_leniently
+from paras2s_cli.data.manifest import JsonlWriter, drop_torn_line, read_rows_leniently
 from paras2s_cli.data.rows import Judgement, Pair
 from paras2s_cli.errors import TooManyFailed, UsageError
 from paras2s_cli.judge.auto import choose
@@ -17,11 +17,13 @@ from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.responses import response_pairs
 from paras2s_cli.judge.scores import (
+    PASSING,
     Tally,
     alone,
     already_judged,
     check_same_judge,
     check_writable,
+    drop_passing,
     read_scores,
 )
 from paras2s_cli.judge.stages import RATE
@@ -83,14 +85,16 @@ def judge_pair(query: Path, answer: Path, settings: Settings, say: Say) -> Judge
 def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Emit, say: Say, watch: Watch) -> Tally:
     """The pairs of a manifest (`-`: stdin), in order: appended to `out`, or told to `emit` where that is None.
 
-    Rows that `out` has already are passed over. Raises UsageError, having written nothing, for a manifest or an
-    `out` that cannot be used.
+    Rows that `out` has already are passed over, but for those without a score whose failure may have passed.
+
+    Raises:
+        UsageError: the manifest or `out` cannot be used; nothing was written.
     """
     recipe, (rows, folder) = settings.load_recipe(), read_manifest(manifest, settings)
     left = rows
     if out is not None:
         check_writable(out, manifest)
-        left = _left(rows, already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows]))
+        left = _left(rows, _done(out, rows, folder))
     settings.asking.tell_cost(recipe, len(left), sum(map(sound_seconds, left)), say)
     scorer = load_scorer(recipe, say, settings.asking)
     judge = assemble_judge(recipe, say, scorer, settings.asking)
@@ -98,11 +102,11 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
     if out is not None:
         check_same_judge(out, read_scores(out), who(judge, settings.closed))
     settings.tell_choice(say)
-    with _opened(out) as writer:
+    with _opened(out, say) as writer:
         scores = read_scores(out) if out is not None else []
         done = [False] * len(rows)
         if out is not None and scores:
-            done = already_judged(out, scores, [identity_of(row, folder) for row in rows])
+            done = _done(out, rows, folder)
             say(_where(out, done))
         tally = Tally(scores)
         stream = judge_stream(
@@ -150,7 +154,7 @@ def plan_manifest(manifest: str, out: Path | None, settings: Settings) -> str:
     done = [False] * len(rows)
     if out is not None:
         check_writable(out, manifest)
-        done = already_judged(out, read_scores(out), [identity_of(row, folder) for row in rows])
+        done = _done(out, rows, folder)
     left = _left(rows, done)
     seconds = sum(map(sound_seconds, left))
     bad = sum(not isinstance(row, Pair) for row in left)
@@ -181,14 +185,28 @@ def read_manifest(manifest: str, settings: Settings) -> tuple[list[AnyPair], Pat
     return rows, (Path.cwd() if manifest == "-" else Path(manifest).parent).resolve()
 
 
+def _done(out: Path, rows: Sequence[AnyPair], folder: Path) -> list[bool]:
+    """Which rows `out` settles."""
+    scores, names = read_scores(out), [identity_of(row, folder) for row in rows]
+    already_judged(out, scores, names)
+    return already_judged(out, [row for row in scores if row.get("failure") not in PASSING], names)
+
+
 @contextlib.contextmanager
-def _opened(out: Path | None) -> Iterator[JsonlWriter | None]:
+def _opened(out: Path | None, say: Say) -> Iterator[JsonlWriter | None]:
     if out is None:
         yield None
         return
-    # Locked before it is opened: opening may cut a torn line, which another process may be writing.
-    with alone(out), JsonlWriter(out) as writer:
-        yield writer
+    with contextlib.ExitStack() as held:
+        # Locked before it is opened: opening may cut a torn line, which another process may be writing.
+        held.enter_context(alone(out))
+        passed = sum(row.get("failure") in PASSING for row in read_scores(out))
+        if passed:
+            drop_torn_line(out)
+            drop_passing(out)
+            held.enter_context(alone(out))  # it is another file now
+            say(f"judging {passed} pairs of {out} again, whose failure may have passed")
+        yield held.enter_context(JsonlWriter(out))
 
 
 def _where(out: Path, done: Sequence[bool]) -> str:

@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paras2s_cli.data.atomic import cannot_write, writing
+from paras2s_cli.data.atomic import cannot_write, write_text, writing
 from paras2s_cli.data.rows import Judgement
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.stream import identity
 
 Row = Mapping[str, Any]
+PASSING = frozenset({"rate-limited", "server-error", "deadline", "unreachable", "rejected", "truncated-json", "html", "empty", "no-reply"})
+"""Failures of a server or of the way to it, which may be gone when the same command is run again."""
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:
@@ -103,6 +105,13 @@ def alone(path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UsageError(f"another process is writing {path}; wait for it or choose another -o") from None
         yield
+
+
+def drop_passing(path: Path) -> None:
+    """Takes the rows without a score out of `path` whose failure may have passed; the others stay as they are written."""
+    with writing(path):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(path, "".join(line for line in lines if not line.strip() or json.loads(line).get("failure") not in PASSING))
 
 
 class Tally:

@@ -93,6 +93,24 @@ def test_failures_are_null_and_counted(capsys: pytest.CaptureFixture[str]) -> No
     assert "scored 4 of 12" in err and "4 refusal, 4 server-error" in err
 
 
+def test_the_same_command_asks_again_where_a_failure_may_have_passed(capsys: pytest.CaptureFixture[str]) -> None:
+    down = {"200 samples": ["refusal"] * 9, "210 samples": ["500"] * 9, "220 samples": []}
+    with ChatServer(down.__getitem__) as server:
+        words = ["judge", "pairs.jsonl", "-o", "scores.jsonl", "--judge", recipe(server, "retries: 1")]
+        assert main(words) == 3
+        before = rows_of(Path("scores.jsonl"))
+        down["200 samples"], down["210 samples"] = [], []
+        server.arrivals.clear()
+        capsys.readouterr()
+        assert main(words) == 0
+        assert {a.words for a in server.arrivals} == {"210 samples"}
+    after, err = rows_of(Path("scores.jsonl")), capsys.readouterr().err
+    assert "judging 4 pairs of scores.jsonl again" in err and "scored 8 of 12" in err
+    kept = [row for row in before if row["failure"] != "server-error"]
+    assert after[: len(kept)] == kept and [row["score"] for row in after[len(kept) :]] == [score_of("210 samples")] * 4
+    assert {row["id"] for row in after} == {row["id"] for row in before} and len(after) == COUNT
+
+
 def test_silence_is_not_asked_about(server: ChatServer, capsys: pytest.CaptureFixture[str]) -> None:
     write_wav("silence.wav", np.zeros(400))
     name = recipe(server)
