@@ -1,4 +1,4 @@
-"""What a recipe's section names of the transformers library: read from a folder or by its name on the hub. No code of theirs is run."""
+"""What a recipe's section names of the transformers library: read from a folder or by its name on the hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from paras2s_cli.data.cache import content_key
 from paras2s_cli.errors import UsageError
 from paras2s_cli.models.weights import refuse_pickles
+from paras2s_cli.recipe.judging import LocalLM
 from paras2s_cli.recipe.models import LocalModel
 
 _SHOWN = 200
@@ -30,10 +31,11 @@ def read_pretrained(settings: LocalModel, key: str, from_pretrained: Callable[..
         refuse_pickles(folder)
     where = str(folder) if folder.is_dir() else settings.model
     trouble: Exception | None = None
+    trusted = isinstance(settings, LocalLM) and settings.remote_code
     for offline in (True,) if folder.is_dir() else (True, False):
         try:
             return from_pretrained(
-                where, revision=settings.revision or "main", trust_remote_code=False, local_files_only=offline, **options
+                where, revision=settings.revision or "main", trust_remote_code=trusted, local_files_only=offline, **options
             )
         except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
             trouble = error

@@ -1,7 +1,8 @@
 """Who judges: ears of a world, models, servers."""
 
+import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -85,6 +86,14 @@ class LocalLM(LocalModel):
     """A pair whose five labels have less of the probability than this gets no score."""
     template: dict[str, Any] = Field({})
     """Further arguments of the chat template, as they are."""
+    remote_code: bool = False
+    """Runs the code that lies with the weights, where transformers has none for them."""
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> Self:
+        if self.remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError("remote_code needs a revision: the whole commit, 40 hexadecimal digits, whose code you trust")
+        return self
 
 
 class EndToEnd(LocalModel):

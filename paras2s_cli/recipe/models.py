@@ -12,7 +12,7 @@ class LocalModel(RecipeBase):
     """A model on this machine, through transformers."""
 
     model: str = Field(min_length=1)
-    """A folder, from where the command runs, or a name on the hub; its weights are safetensors, and none of its code is run."""
+    """A folder, from where the command runs, or a name on the hub. Its weights are safetensors; code beside them is not run unasked."""
     revision: str = ""
     """Of the hub: a commit, a branch or a tag. Of a folder: a word that tells its weights from others, which rows of scores name."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,25 @@ def test_code_of_a_model_is_not_run(copy: Path) -> None:
     with pytest.raises(UsageError, match="cannot be loaded"):
         load_lm(settings(copy))
     assert not (copy / "was_run").exists()
+
+
+def test_code_of_a_pinned_model_is_run_if_that_is_asked_for(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "own.py").write_text(
+        "from transformers import Qwen2Config, Qwen2ForCausalLM\n"
+        "class Config(Qwen2Config):\n    model_type = 'strange'\n"
+        "class Model(Qwen2ForCausalLM):\n    config_class = Config\n"
+    )
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_lm(settings(copy))
+    model, _ = load_lm(settings(copy, remote_code=True, revision="0" * 40))
+    assert type(model).__name__ == "Model" and type(model).__module__.startswith("transformers_modules")
+    with pytest.raises(ValueError, match="the whole commit, 40 hexadecimal digits"):
+        settings(copy, remote_code=True, revision="main")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
