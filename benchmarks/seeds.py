@@ -91,9 +91,11 @@ def measured(run: Run) -> list[Scored]:
             if name in ("cascade", "topline"):
                 if mode == "T=1":
                     continue
-                answers = answers_of(name, run.world, queries, asked, 0.0, run.recipe.seed, load)
+                answers = answers_of(name, run.world, queries, asked, 0.0, run.recipe.seed, load, run.recipe.bench.answer_limit)
             else:
-                model, tokenizer = arm(run, name) if name in ARMS else load(name)
+                loaded = arm(run, name) if name in ARMS else load(name)
+                assert isinstance(loaded, tuple), "the pocket world's models are speech LMs of ours"
+                model, tokenizer = loaded
                 answers = model_answers(model, tokenizer, run.world, queries, temperature, run.recipe.seed)
             run.say(f"seed {run.recipe.seed}: {name} {mode}")
             shown = "reference" if name in ("cascade", "topline") else mode

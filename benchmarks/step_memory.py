@@ -19,6 +19,7 @@ import sys
 import time
 from itertools import accumulate
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from paras2s_cli.models.prompt import spoken_answers, spoken_queries
 from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.rollout.sampling import Sampling, Warp, restrict
 from paras2s_cli.train import grpo
+from paras2s_cli.train import policy as policies
 
 POCKET = {"hidden_size": 192, "intermediate_size": 512, "shared_layers": 3, "text_layers": 1, "audio_layers": 2, "heads": 6, "kv_heads": 2}
 FEATURES, PROMPT_FRAMES, GROUP, LENGTH = 44, 144, 8, 40
@@ -46,21 +48,21 @@ def measure(way: str, codes: int, answers: int, top_k: int) -> dict[str, float]:
     """The step in this process."""
     torch.set_num_threads(1)
     if way == "plain":
-        grpo.score = plain
+        policies.score = plain  # type: ignore[assignment]
     tokenizer = word_tokenizer(["one two three four five six seven eight"] * 4)
-    policy, warm = (new_model(tokenizer, codes=codes, features=FEATURES, delay=2, seed=seed, **POCKET) for seed in (1, 2))
-    warm.requires_grad_(False)
+    model, other = (new_model(tokenizer, codes=codes, features=FEATURES, delay=2, seed=seed, **POCKET) for seed in (1, 2))
+    policy, warm = policies.NativePolicy(model), policies.NativePolicy(other.requires_grad_(False))
     generator = torch.Generator().manual_seed(0)
     heard = torch.randn(answers // GROUP, PROMPT_FRAMES, FEATURES, generator=generator).numpy()
-    prompts = spoken_queries(list(heard), policy.config, policy.specials)
+    prompts = spoken_queries(list(heard), model.config, model.specials)
     spoken = torch.randint(codes, (answers, LENGTH), generator=generator).numpy()
-    told = spoken_answers([[20, 21, 22]] * answers, list(spoken), policy.config, policy.specials)
+    told = spoken_answers([[20, 21, 22]] * answers, list(spoken), model.config, model.specials)
     old = torch.full(told.audio.shape, -5.0)
     advantages = torch.randn(answers, generator=generator)
     sampling = Sampling(0.8, top_k)
 
     def step() -> float:
-        policy.zero_grad()
+        model.zero_grad()
         with torch.no_grad():
             reference = grpo.stream_logprobs(warm, prompts, told, sampling)
         scored = grpo.stream_logprobs(policy, prompts, told, sampling)
@@ -86,7 +88,8 @@ def measure(way: str, codes: int, answers: int, top_k: int) -> dict[str, float]:
 def live_peak(profiled: profile) -> int:
     """Bytes that were handed out at most, beyond those at the start."""
     assert profiled.profiler is not None
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    kept: Any = profiled.profiler.kineto_results
+    events = [e for e in kept.events() if e.name() == "[memory]"]
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 

@@ -24,6 +24,7 @@ from paras2s_cli.endpoint.reply import Fault
 from paras2s_cli.errors import UsageError
 from paras2s_cli.judge.stages import Utterance
 from paras2s_cli.models.folder import load_model
+from paras2s_cli.models.hub import local_folder
 from paras2s_cli.models.omni import MODEL_TYPE, QwenOmni, read_model_type
 from paras2s_cli.recipe.benching import BenchRecipe
 from paras2s_cli.recipe.servers import Endpoint, Servers
@@ -121,9 +122,9 @@ class Checkpoint:
 
     def answers(self, world: World, queries: Sequence[Spoken], asked: Sequence[Utterance]) -> list[Answer]:
         """Raises UsageError for a folder that holds neither."""
-        place = Path(self.folder)
+        place = local_folder(self.folder)
         native = (place / "config.json").is_file() and read_model_type(place) != MODEL_TYPE
-        speaker = speaker_of(load_model(place) if native else QwenOmni.load(self.folder))
+        speaker = speaker_of(load_model(place) if native else QwenOmni.load(place))
         if speaker is None:
             raise UsageError(f"{self.folder} speaks the codec of a world: measure it in its run, by `paras2s bench aligned --run RUN`")
         return speaker_answers(speaker, queries, 0.0, self.recipe.seed, self.recipe.answer_limit)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from paras2s_cli.errors import UsageError
+from paras2s_cli.models.hub import local_folder
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.models.weights import refuse_pickles
 
@@ -106,7 +107,7 @@ class QwenOmni:
         Raises:
             UsageError: there is no such folder or repository, a file is missing or damaged, or there is no such voice.
         """
-        folder = _local(source)
+        folder = local_folder(source)
         model_type = read_model_type(folder)
         if model_type != MODEL_TYPE:
             raise UsageError(f"{folder / 'config.json'}: model_type is {model_type!r}, not {MODEL_TYPE!r}")
@@ -278,15 +279,3 @@ def _template(folder: Path) -> str | None:
             text = path.read_text(encoding="utf-8")
             return text if path.suffix == ".jinja" else str(json.loads(text)["chat_template"])
     return None
-
-
-def _local(source: str | Path) -> Path:
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=[*_BESIDE, "*.safetensors"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(f"{source} is neither a folder nor a model that the hub gives ({str(error).splitlines()[0]})") from error

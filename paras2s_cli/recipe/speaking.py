@@ -46,7 +46,7 @@ class CheckpointBase(RecipeBase):
 
     kind: Literal["checkpoint"] = "checkpoint"
     folder: str = Field(min_length=1)
-    """As seen from where the command runs."""
+    """As seen from where the command runs; or its name on the Hugging Face hub."""
 
 
 class OmniBase(RecipeBase):

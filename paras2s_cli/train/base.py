@@ -7,6 +7,7 @@ from paras2s_cli.audio.features import SIZE
 from paras2s_cli.data.cache import cache_root, content_key, folder_lock, is_complete, publish_folder
 from paras2s_cli.data.worlds import World
 from paras2s_cli.models.folder import load_model, save_model
+from paras2s_cli.models.hub import local_folder
 from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.models.tokenizer import TextTokenizer
@@ -31,7 +32,7 @@ def texts_of(world: World) -> list[str]:
 def load_base(recipe: BaseRecipe | CheckpointBase, world: World, say: Say, watch: WatchOf | None = None) -> tuple[SpeechLM, TextTokenizer]:
     """The base of a recipe: a folder's, or one that is trained if the cache lacks it; a killed training goes on where it was."""
     if isinstance(recipe, CheckpointBase):
-        return load_model(Path(recipe.folder))
+        return load_model(local_folder(recipe.folder))
     final = base_folder(recipe, world)
     if not is_complete(final):
         with folder_lock(final):

@@ -1,7 +1,6 @@
 """GRPO of a model with a voice of its own: its reward is a judge that listens to every answer, or what that judge was distilled into."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.pipeline import Judge
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.folder import load_model
+from paras2s_cli.models.hub import local_folder
 from paras2s_cli.models.lora import Adapter
 from paras2s_cli.recipe.aligning import DistillRecipe, Grpo
 from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase
@@ -150,7 +150,7 @@ def _gap(experience: Experience, count: int, group: int, seed: int, heard: Judge
 
 def has_voice(base: object) -> bool:
     """Whether a recipe's base is a checkpoint with a voice of its own, and not one that speaks a world's codec."""
-    config = Path(base.folder) / "config.json" if isinstance(base, CheckpointBase) else None
+    config = local_folder(base.folder, download=False) / "config.json" if isinstance(base, CheckpointBase) else None
     return config is not None and config.is_file() and not SpeechLMConfig.load(config).encoder_features
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from paras2s_cli.data.cache import cache_root, is_complete
+from paras2s_cli.models.hub import local_folder
 from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.base import RecipeBase
 from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase, SftRecipe
@@ -35,7 +36,7 @@ def _checkpoint(recipe: SftRecipe | AlignRecipe) -> list[str]:
     sft = recipe if isinstance(recipe, SftRecipe) else recipe.sft
     if not isinstance(sft.base, CheckpointBase | OmniBase):
         return []
-    folder = Path(sft.base.folder)
+    folder = local_folder(sft.base.folder, download=False)
     if not (folder / "config.json").is_file():
         return [f"# base: {folder} is not here, so nothing is reckoned of its size"]
     if isinstance(sft.base, OmniBase):
@@ -64,7 +65,7 @@ def _omni(recipe: SftRecipe | AlignRecipe, sft: SftRecipe, base: OmniBase) -> li
     from paras2s_cli.models.omni import Part
     from paras2s_cli.train.memory import memory_of_omni, size_of_omni
 
-    size = size_of_omni(Path(base.folder))
+    size = size_of_omni(local_folder(base.folder, download=False))
     query, words = 25 * _QUERY, 4 * _ANSWER  # positions: sound has 25 a second, and a second of speech four tokens of text
     stages: list[tuple[str, dict[Part, int], bool]] = []
     if base.part != "talker":

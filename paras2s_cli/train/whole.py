@@ -21,6 +21,7 @@ from paras2s_cli.judge.backends import assemble_judge, load_judge, load_scorer
 from paras2s_cli.judge.endpoint.asking import Asking
 from paras2s_cli.judge.endpoint.verdict import read_response
 from paras2s_cli.models.folder import load_model
+from paras2s_cli.models.hub import local_folder
 from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.benching import BenchRecipe
 from paras2s_cli.recipe.judging import PolytoneRecipe
@@ -44,7 +45,7 @@ def align_and_measure(
         UsageError, Paras2sError: see the stages.
     """
     run, base = prepare(recipe, out, say, watch, ranks), recipe.sft.base
-    if isinstance(base, CheckpointBase) and not (Path(base.folder) / "config.json").is_file():
+    if isinstance(base, CheckpointBase) and not (local_folder(base.folder) / "config.json").is_file():
         raise UsageError(f"sft.base.folder: {base.folder} holds no config.json: name the folder that the checkpoint was downloaded to")
     if isinstance(base, OmniBase):
         align_omni(run, base)

@@ -53,7 +53,7 @@ def test_a_base_that_is_not_there_is_told_before_anything_is_made(
     monkeypatch.setattr("paras2s_cli.train.align.load_listener", never)
     words = ["sft.base.folder=nowhere", f"queries={manifest(sounds, 'queries.jsonl', [{'id': '0', 'audio': '0.wav'}])}"]
     assert main(["align", "kimi-audio-7b", *words, "--no-bench", "-o", str(sounds / "run")]) == 2
-    assert "sft.base.folder: nowhere holds no config.json" in capsys.readouterr().err
+    assert "nowhere is neither a folder nor a model that the hub gives" in capsys.readouterr().err
 
 
 def test_queries_of_other_splits_are_not_trained_on(sounds: Path) -> None:
