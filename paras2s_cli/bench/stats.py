@@ -95,7 +95,7 @@ class SystemSummary:
     score: dict[str, Measure]
     truth: dict[str, Measure]
     word_error: Interval | None  # corpus-level rate, 0..1 (and above), of heard against written words
-    text_heard: Interval | None  # share of answers whose heard words are the written ones
+    text_heard: Interval | None  # share of answers whose heard words are the written ones, of those with any
     seeds: int
 
 
@@ -188,14 +188,16 @@ def _system(name: str, mode: str, rows: list[Scored], dimensions: tuple[str, ...
     parts = {part: _part(rows, part) for part in (ALL, *dimensions)}
     written = [row for row in rows if row.written_text is not None]
     errors = [word_errors(row.written_text or "", row.heard_text) for row in written]
-    same = [float(normalise(row.written_text or "") == normalise(row.heard_text)) for row in written]
+    # nothing written beside nothing heard agrees with nothing
+    worded = [row for row in written if normalise(row.written_text or "") or normalise(row.heard_text)]
+    same = [float(normalise(row.written_text or "") == normalise(row.heard_text)) for row in worded]
     return SystemSummary(
         system=name,
         mode=mode,
         score={part: _measure(group, "score", boot) for part, group in parts.items() if group},
         truth={part: _measure(group, "truth", boot) for part, group in parts.items() if group},
         word_error=boot.interval(written, errors) if sum(words for _, words in errors) else None,
-        text_heard=boot.interval(written, same),
+        text_heard=boot.interval(worded, same),
         seeds=len({row.seed for row in rows}),
     )
 

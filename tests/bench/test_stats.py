@@ -57,6 +57,9 @@ def test_word_error_is_over_the_corpus_and_agreement_over_answers(scored):
     assert system.text_heard.mean == 0.5 and system.text_heard.n == 2
     silent = summarise([scored(written_text=None)]).systems[0]
     assert silent.word_error is None and silent.text_heard is None
+    wordless = scored(query="d", text="d", written_text="", heard_text="")
+    assert summarise([*rows, wordless]).systems[0].text_heard == system.text_heard
+    assert summarise([wordless]).systems[0].text_heard is None
 
 
 def test_comparisons_pair_by_query_and_seed(scored):
