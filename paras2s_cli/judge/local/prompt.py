@@ -14,6 +14,8 @@ from paras2s_cli.recipe.judging import LocalLM
 
 REPLY = "Weigh content and style, then reply with the score alone: one digit from 1 to 5, and nothing else."
 _SLOT = "(the pair)"
+_FIXED = {"date_string": "26 Jul 2024"}
+"""Llama's templates tell the model the day, and with it scores would change; this is the day that they tell where they know none."""
 
 
 def rubric_hash() -> str:
@@ -90,7 +92,7 @@ def _render(tokenizer: Any, settings: LocalLM) -> tuple[str, str]:
         [{"role": "user", "content": f"{text}\n\n{_SLOT}"}],
     ):
         try:
-            shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **settings.template)
+            shown = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **(_FIXED | settings.template))
         except (TemplateError, TypeError) as error:
             said = f" ({error})"
             continue

@@ -88,6 +88,14 @@ def test_templates_that_cannot_serve(
         Prompts(tokenizer, SETTINGS)
 
 
+def test_a_template_that_tells_the_day_tells_the_same_every_day(
+    tokenizer: transformers.PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE + today)
+    assert tokenizer.decode(Prompts(tokenizer, SETTINGS).probe).endswith("assistant\n26 Jul 2024")
+
+
 def test_the_templates_own_arguments(tokenizer: transformers.PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE + "{% if enable_thinking is false %}Plain.{% endif %}")
     settings = SETTINGS.model_copy(update={"template": {"enable_thinking": False}})
