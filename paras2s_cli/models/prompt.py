@@ -133,7 +133,7 @@ class Answers:
         last = free.shape[1] - free.flip(1).int().argmax(1)
         return torch.arange(free.shape[1], device=free.device)[None, :] < last[:, None]
 
-    def select(self, rows: Tensor) -> "Answers":
+    def select(self, rows: Tensor | slice) -> "Answers":
         """Some rows, in the given order."""
         return Answers(self.audio[rows], self.text[rows], self.audio_free[rows], self.text_free[rows])
 

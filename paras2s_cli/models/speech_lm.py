@@ -38,7 +38,7 @@ class Streams:
         """Every row `group` times, side by side."""
         return self._each(lambda t: t.repeat_interleave(group, dim=0))
 
-    def select(self, rows: Tensor) -> "Streams":
+    def select(self, rows: Tensor | slice) -> "Streams":
         """Some rows, in the given order."""
         return self._each(lambda t: t[rows])
 

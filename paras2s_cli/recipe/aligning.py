@@ -54,6 +54,8 @@ class Grpo(RecipeBase):
     """None trains all weights. With an adapter the reference of the KL is the same weights without it."""
     checkpointing: bool = False
     """As in SFT."""
+    at_once: int = Field(0, ge=0)
+    """As in SFT, of answers: as many whole groups as fit, one at least."""
     prompts: int = Field(8, ge=1)
     group: int = Field(8, ge=2)
     temperature: float = Field(1.0, gt=0)

@@ -78,6 +78,8 @@ class SftRecipe(Recipe):
     """None trains all weights."""
     checkpointing: bool = False
     """Layers are computed again in the backward instead of kept for it: much less memory, a third more time."""
+    at_once: int = Field(0, ge=0)
+    """Demonstrations whose gradients a process computes at a time; a step's are added up. 0: all."""
     evaluate_every: int = Field(10, ge=1)
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Group-relative policy optimisation on both token streams (GRPO: Shao et al. 2024, arXiv 2402.03300; ParaS2S, arXiv 2511.08723)."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from paras2s_cli.recipe.aligning import Grpo
 from paras2s_cli.rollout.engine import Rollouts
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.pieces import pieces
 from paras2s_cli.train.policy import Policy
 from paras2s_cli.train.ranks import ALONE, Ranks
 from paras2s_cli.train.scoring import Scores
@@ -85,6 +87,11 @@ def stream_loss(
     return loss, dict(zip(("kl", "clipped", "off_policy"), stats, strict=True))
 
 
+def groups_at_once(settings: Grpo) -> int:
+    """Groups whose gradients are computed at a time, 0 for all."""
+    return settings.at_once and max(1, settings.at_once // settings.group)
+
+
 def grpo_stage(
     folder: Path,
     settings: Grpo,
@@ -133,30 +140,36 @@ def grpo_stage(
         rewards = reward([asked[i] for i in mine], codes, answers.text, settings.group)
         advantages = group_advantages(rewards.view(-1, settings.group), settings.advantage_epsilon).flatten()
         advantages = advantages.to(answers.text.device)
-        with torch.no_grad(), precision(settings.train), adapter.off() if adapter else nullcontext():
-            ref_text, ref_audio = stream_logprobs(warm, prompts, answers, sampling)
-        with precision(settings.train):
-            text, audio = stream_logprobs(policy, prompts, answers, sampling)
-        text_loss, text_watch = stream_loss(
-            text.logprobs, rolled.text_logprobs, ref_text.logprobs, answers.text_free, advantages, settings.clip, settings.kl
-        )
-        audio_loss, audio_watch = stream_loss(
-            audio.logprobs, rolled.audio_logprobs, ref_audio.logprobs, answers.audio_free, advantages, settings.clip, settings.kl
-        )
-        # losses are means over this rank's answers, and the gradient of weights in parts is the mean over ranks
-        part = len(rows) / count
-        ((settings.text_weight * text_loss + audio_loss) * (part * ranks.size)).backward()
+        sums: dict[str, float] = defaultdict(float)
+        for some in pieces(settings.prompts, groups_at_once(settings), ranks):
+            these = slice(some.start * settings.group, some.stop * settings.group)
+            heard, said, pull = prompts.select(some), answers.select(these), advantages[these]
+            with torch.no_grad(), precision(settings.train), adapter.off() if adapter else nullcontext():
+                ref_text, ref_audio = stream_logprobs(warm, heard, said, sampling)
+            with precision(settings.train):
+                text, audio = stream_logprobs(policy, heard, said, sampling)
+            text_loss, text_watch = stream_loss(
+                text.logprobs, rolled.text_logprobs[these], ref_text.logprobs, said.text_free, pull, settings.clip, settings.kl
+            )
+            audio_loss, audio_watch = stream_loss(
+                audio.logprobs, rolled.audio_logprobs[these], ref_audio.logprobs, said.audio_free, pull, settings.clip, settings.kl
+            )
+            # losses are means over a piece's answers, and the gradient of weights in parts is the mean over ranks
+            part = len(pull) / count
+            ((settings.text_weight * text_loss + audio_loss) * (part * ranks.size)).backward()
+            for stream, watch in (("text", text_watch), ("audio", audio_watch)):
+                for name, value in watch.items():
+                    sums[f"{name}_{stream}"] += float(value) * part
+            sums["entropy_text"] += float(text.entropy.detach().sum())
+            sums["entropy_audio"] += float(audio.entropy.detach().sum())
         rewards = ranks.join(rewards, rows, count)
         latest[:] = [Experience(asked, everyone, spoken, rewards)]
-        means = {f"{name}_text": value for name, value in text_watch.items()} | {
-            f"{name}_audio": value for name, value in audio_watch.items()
-        }
-        entropies = ranks.total(float(text.entropy.detach().sum()), float(audio.entropy.detach().sum()))
+        total = dict(zip(sums, ranks.total(*sums.values()), strict=True))
         return {
             **_watch(rewards.view(settings.prompts, settings.group), everyone, spoken),
-            **dict(zip(means, ranks.total(*(float(value) * part for value in means.values())), strict=True)),
-            "entropy_text": entropies[0] / int(everyone.answers.text_free.sum()),
-            "entropy_audio": entropies[1] / int(everyone.answers.audio_free.sum()),
+            **total,
+            "entropy_text": total["entropy_text"] / int(everyone.answers.text_free.sum()),
+            "entropy_audio": total["entropy_audio"] / int(everyone.answers.audio_free.sum()),
         }
 
     def applied(number: int, metrics: dict) -> None:

@@ -16,6 +16,7 @@ from paras2s_cli.recipe.training import Lora
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
 from paras2s_cli.train.own_data import demonstrations_of
+from paras2s_cli.train.pieces import pieces
 from paras2s_cli.train.policy import OmniPolicy
 from paras2s_cli.train.sft import Best, descend, epochs, held_out_loss
 
@@ -44,7 +45,7 @@ def warm_omni(recipe: SftRecipe, base: OmniBase, world: World, out: Path, say: S
     omni = load_omni(base, folder if is_complete(folder) else None)
     omni.checkpointing = recipe.checkpointing
     rows, measured = demonstrations_of(recipe, world)
-    held = [lay_out_omni(omni, measured)]
+    held = lay_out_omni(omni, measured, recipe.at_once)
     policy = OmniPolicy(omni, "thinker")
     if not is_complete(folder):
         say(f"warming the thinker up on the texts of {len(rows)} demonstrations: {folder} is not there")
@@ -57,10 +58,14 @@ def warm_omni(recipe: SftRecipe, base: OmniBase, world: World, out: Path, say: S
     return folder, {"held_out_text": held_out_loss(policy, held)[0]}
 
 
-def lay_out_omni(omni: QwenOmni, demonstrations: Sequence[Demonstration]) -> tuple[OmniPrompts, Answers]:
-    """Demonstrations as one batch: the recorded query, and the text of its answer."""
-    prompts = omni.prompt([read_audio(d.query.path) for d in demonstrations])
-    return prompts, omni.answers([d.text for d in demonstrations], [None] * len(demonstrations))
+def lay_out_omni(omni: QwenOmni, demonstrations: Sequence[Demonstration], at_once: int = 0) -> list[tuple[OmniPrompts, Answers]]:
+    """Demonstrations in batches of `at_once`, 0 for all: the recorded query, and the text of its answer."""
+    batches = []
+    for some in pieces(len(demonstrations), at_once):
+        rows = demonstrations[some]
+        prompts = omni.prompt([read_audio(d.query.path) for d in rows])
+        batches.append((prompts, omni.answers([d.text for d in rows], [None] * len(rows))))
+    return batches
 
 
 def _sft_stage(
@@ -69,9 +74,10 @@ def _sft_stage(
     settings, best = recipe.train, Best(out)
 
     def step(number: int) -> dict:
-        batch = lay_out_omni(omni, epochs(rows, settings.batch, recipe.seed, number))  # not under autocast: the library's features break
+        batch = epochs(rows, settings.batch, recipe.seed, number)
+        batches = lay_out_omni(omni, batch, recipe.at_once)  # not under autocast: the library's features break
         with precision(settings):
-            return descend(policy, [batch])
+            return descend(policy, batches)
 
     def after(number: int, metrics: dict) -> None:
         if (number + 1) % recipe.evaluate_every == 0 or number + 1 == settings.steps:

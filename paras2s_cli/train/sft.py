@@ -23,6 +23,7 @@ from paras2s_cli.train.demonstrations import (
     speaking_lessons,
 )
 from paras2s_cli.train.loop import Stage, precision
+from paras2s_cli.train.pieces import pieces
 from paras2s_cli.train.policy import NativePolicy, Policy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
 from paras2s_cli.train.ranks import ALONE, Ranks
@@ -35,8 +36,10 @@ def lay_out(
     tokenizer: TextTokenizer,
     generator: torch.Generator | None = None,
     ranks: Ranks = ALONE,
+    at_once: int = 0,
 ) -> list[tuple[Streams, Answers]]:
-    """Demonstrations as batches of one prompt kind each, of which this rank has its share. With a generator the features are augmented.
+    """Demonstrations as batches of one prompt kind each, of which this rank has its share, in pieces of `at_once`. With a generator the
+    features are augmented.
 
     In a reading the text is given: it is no target, and the audio stream learns to follow it. All ranks have as many batches, as they go
     through the model together: to a kind with too few rows for one, a row without targets stands in.
@@ -53,7 +56,8 @@ def lay_out(
         answers = spoken_answers([tokenizer.encode(d.text) for d in kept], answer_codes(model, [d.answer for d in kept]), config, specials)
         answers.text_free[[d.task == "reading" or not share for d in kept]] = False
         answers.audio_free &= bool(share)
-        batches.append((prompts_of(model, [d.query for d in rows], generator, answer_in_text=written, rows=mine), answers))
+        prompts = prompts_of(model, [d.query for d in rows], generator, answer_in_text=written, rows=mine)
+        batches += [(prompts.select(some), answers.select(some)) for some in pieces(len(rows), at_once, ranks)]
     return batches
 
 
@@ -127,7 +131,8 @@ def sft_stage(
     """
     settings, seed = recipe.train, recipe.seed
     rows = demonstrations or draw_demonstrations(world, recipe.demonstrations, seed)
-    held = lay_out(held_out or best_demonstrations(world, world.queries("validation"), seed), model, tokenizer, ranks=ranks)
+    measured = held_out or best_demonstrations(world, world.queries("validation"), seed)
+    held = lay_out(measured, model, tokenizer, ranks=ranks, at_once=recipe.at_once)
     best, trained = Best(folder, ranks), adapter or model
     model.checkpoint_blocks(recipe.checkpointing)
 
@@ -137,7 +142,8 @@ def sft_stage(
             torch.manual_seed(seed * 1_000_003 + number + (ranks.rank << 52))  # of its dropout
         batch = epochs(rows, settings.batch, seed, number)
         with precision(settings):
-            return descend(NativePolicy(model), lay_out(batch, model, tokenizer, _generator(seed, number), ranks), ranks)
+            batches = lay_out(batch, model, tokenizer, _generator(seed, number), ranks, recipe.at_once)
+            return descend(NativePolicy(model), batches, ranks)
 
     def after(number: int, metrics: dict) -> None:
         if (number + 1) % recipe.evaluate_every == 0 or number + 1 == settings.steps:

@@ -67,8 +67,9 @@ def run_supervised(
         model, tokenizer = warm_up(recipe, world, out, say, watch, ranks)
     if not ranks.first:
         return {}
-    held = best_demonstrations(world, world.queries("validation"), recipe.seed)
-    return losses(model, tokenizer, demonstrations_of(recipe, world)[1] if isinstance(recipe, SftRecipe) else held)
+    if isinstance(recipe, SftRecipe):
+        return losses(model, tokenizer, demonstrations_of(recipe, world)[1], recipe.at_once)
+    return losses(model, tokenizer, best_demonstrations(world, world.queries("validation"), recipe.seed))
 
 
 def check_together(settings: Train, key: str) -> None:
@@ -102,7 +103,7 @@ def warm_up(recipe: SftRecipe, world: World, out: Path, say: Say, watch: WatchOf
     return load_model(folder)
 
 
-def losses(model: SpeechLM, tokenizer: TextTokenizer, held: Sequence[Demonstration]) -> dict[str, float]:
+def losses(model: SpeechLM, tokenizer: TextTokenizer, held: Sequence[Demonstration], at_once: int = 0) -> dict[str, float]:
     """Held-out losses on demonstrations, nats a token."""
-    text, audio = held_out_loss(NativePolicy(model), lay_out(held, model, tokenizer))
+    text, audio = held_out_loss(NativePolicy(model), lay_out(held, model, tokenizer, at_once=at_once))
     return {"held_out_text": text, "held_out_audio": audio}

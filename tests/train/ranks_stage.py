@@ -49,19 +49,20 @@ class Job:
     die: int | None = None
     lora: bool = False
     checkpointing: bool = False
+    at_once: int = 0
 
 
-def sft(folder: Path, model: SpeechLM, adapter: Adapter | None, ranks: Ranks, checkpointing: bool) -> tuple[Stage, Best]:
+def sft(folder: Path, model: SpeechLM, adapter: Adapter | None, ranks: Ranks, job: Job) -> tuple[Stage, Best]:
     """Six steps; batches have rows of both prompt kinds, some too few of one for two ranks."""
     _, recipe = recipes(6, 3)
-    recipe = recipe.model_copy(update={"checkpointing": checkpointing})
+    recipe = recipe.model_copy(update={"checkpointing": job.checkpointing, "at_once": job.at_once})
     return sft_stage(folder, recipe, WORLD, model, TOKENIZER, EVERY_KIND, adapter, ranks)
 
 
-def grpo(folder: Path, model: SpeechLM, adapter: Adapter | None, ranks: Ranks, mirror: Mirror | None) -> Stage:
-    """Six steps of three prompts, so that two ranks have different shares; some answers have no reward."""
+def grpo(folder: Path, model: SpeechLM, adapter: Adapter | None, ranks: Ranks, mirror: Mirror | None, at_once: int) -> Stage:
+    """Six steps of five prompts, so that two ranks have different shares; some answers have no reward."""
     train = Train(steps=6, lr=3e-3, warmup=2, precision="fp32", clip=0.1)
-    settings = Grpo(train=train, prompts=3, group=4, limit=14, lora=LORA if adapter else None)
+    settings = Grpo(train=train, prompts=5, group=4, limit=14, lora=LORA if adapter else None, at_once=at_once)
     warm = model
     if adapter is None:
         warm = tiny_model(delay=1).requires_grad_(False)
@@ -96,10 +97,10 @@ def work(job: Job, ranks: Ranks) -> None:
         mirror, shards = Mirror(model), Shards(model, ranks, bf16=False)
     best = None
     if job.stage == "sft":
-        stage, best = sft(folder, model, adapter, ranks, job.checkpointing)
+        stage, best = sft(folder, model, adapter, ranks, job)
     else:
         model.checkpoint_blocks(job.checkpointing)
-        stage = grpo(folder, model, adapter, ranks, mirror)
+        stage = grpo(folder, model, adapter, ranks, mirror, job.at_once)
 
     def step(number: int) -> dict:
         metrics = inner(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tiny_lm import random_frames, tiny_model
 from torch import Tensor
 
 from paras2s_cli.data.worlds import Spoken
-from paras2s_cli.models.prompt import spoken_queries
+from paras2s_cli.models.prompt import Answers, spoken_queries
+from paras2s_cli.models.speech_lm import Streams
 from paras2s_cli.recipe.aligning import Grpo
 from paras2s_cli.recipe.training import Train
 from paras2s_cli.rollout.engine import Rollouts, rollout
@@ -22,6 +24,7 @@ from paras2s_cli.train.grpo import Experience, RewardFunction, group_advantages,
 from paras2s_cli.train.loop import Stage, train
 from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.policy import NativePolicy
+from paras2s_cli.train.scoring import Scores
 
 NAN = float("nan")
 LENGTHS = [22, 9, 41, 4, 30, 16, 12, 25]
@@ -145,6 +148,58 @@ def stage(
     optimised = Train(steps=steps, lr=3e-3, warmup=2, weight_decay=0.0, precision="fp32", clip=1.0)
     grpo = Grpo(train=optimised, prompts=4, group=8, limit=14, **settings)  # type: ignore[arg-type]
     return grpo_stage(folder, grpo, 3, NativePolicy(policy), NativePolicy(warm), queries(), reward, after)
+
+
+class Stale(NativePolicy):
+    """It rolls out other weights than it learns, and some answers have chosen nothing in one of their streams."""
+
+    pieces: list[int]
+
+    def rollout(self, prompts: Streams, **how: Any) -> Rollouts:
+        rolled = rollout(tiny_model(seed=2, delay=1), prompts, **how)
+        rolled.answers.audio_free[:4] = False
+        rolled.answers.text_free[-4:] = False
+        return rolled
+
+    def scores(self, prompts: Streams, answers: Answers, sampling: Sampling) -> tuple[Scores, Scores]:
+        self.pieces.append(len(prompts.text))
+        return super().scores(prompts, answers, sampling)
+
+
+def stepped(folder: Path, at_once: int, pieces: list[int]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
+    """Gradients, weights and metrics of a step on five groups of four answers, one of which has no reward. pieces: groups of each."""
+    model = tiny_model(delay=1)
+    optimised = Train(steps=1, lr=1e-4, warmup=0, precision="fp32", clip=100.0)
+    settings = Grpo(train=optimised, prompts=5, group=4, limit=14, kl=0.3, text_weight=0.7, at_once=at_once)
+    warm = NativePolicy(tiny_model(seed=3, delay=1))
+
+    def reward(asked: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
+        return torch.tensor([NAN if i // 4 == 2 or i == 5 else float(i * i % 7) for i in range(len(codes))])
+
+    policy = Stale(model)
+    policy.pieces = []
+    learner = grpo_stage(folder, settings, 3, policy, warm, queries(), reward)
+    learner.step(0)
+    assert policy.pieces == pieces
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    folder.mkdir()
+    train(learner)
+    (row,) = read_metrics(folder / "metrics.jsonl")
+    return gradients, model.state_dict(), {name: value for name, value in row.items() if name != "seconds"}
+
+
+def test_a_step_in_pieces_is_the_whole_step(tmp_path: Path) -> None:
+    wanted = stepped(tmp_path / "whole", 0, [5])
+    assert wanted[2]["unscored"] == 0.25 and len(wanted[0]) > 40
+    assert all(wanted[2][f"{name}_{stream}"] > 0.01 for name in ("kl", "clipped", "off_policy", "entropy") for stream in ("text", "audio"))
+    for at_once, pieces in ((1, [1] * 5), (11, [1, 2, 2]), (12, [2, 3])):  # whole groups, one at least
+        found = stepped(tmp_path / str(at_once), at_once, pieces)
+        assert found[0].keys() == wanted[0].keys()
+        for tensors, others in zip(found[:2], wanted[:2], strict=True):
+            for name, tensor in tensors.items():
+                torch.testing.assert_close(tensor, others[name], atol=1e-6, rtol=1e-5)
+        assert found[2] == pytest.approx(wanted[2], abs=1e-6)
 
 
 def one_if_first_is(code: int) -> RewardFunction:

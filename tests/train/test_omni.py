@@ -58,7 +58,7 @@ def test_the_loss_of_a_demonstration_is_the_librarys(folder: Path, tmp_path: Pat
         Demonstration(q, Spoken({"text": text}, q.path, q.features)) for q, text in zip(recordings(tmp_path), ("so", "it is"), strict=True)
     ]
     policy = OmniPolicy(omni, "both")
-    prompts, answers = lay_out_omni(omni, rows)
+    ((prompts, answers),) = lay_out_omni(omni, rows)
     found = descend(policy, [(prompts, answers)])
     totals, count = 0.0, 0
     for i in range(2):
@@ -70,6 +70,12 @@ def test_the_loss_of_a_demonstration_is_the_librarys(folder: Path, tmp_path: Pat
         totals, count = totals - float(told.gather(1, said[:, None]).sum().detach()), count + len(said)
     assert found == pytest.approx({"text_loss": totals / count, "audio_loss": 0.0}, abs=1e-4)
     assert all(w.grad is None for w in omni.model.talker.parameters())
+    gradients = {name: weight.grad.clone() for name, weight in omni.model.named_parameters() if weight.grad is not None}
+    omni.model.zero_grad()
+    pieces = lay_out_omni(omni, rows, 1)
+    assert len(pieces) == 2 and descend(policy, pieces) == pytest.approx(found, abs=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(omni.model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-5)
     given = omni.answers(["so", "it is"], [np.array([3, 1, 4]), np.array([1, 5])])
     assert descend(policy, [(prompts, given)])["audio_loss"] > 1
     assert all(w.grad is not None for w in omni.model.talker.codec_head.parameters())
@@ -149,6 +155,37 @@ def test_the_judge_hears_what_is_said(folder: Path, pocket_judge: Judge, pocket_
     )
     # what holds no speech is heard as such; noise may be taken for words that the rubric does not know
     assert rewards[1] == rewards[3] == 1 and rewards.shape == (4,)
+
+
+def test_a_step_in_pieces_is_the_whole_step(folder: Path, tmp_path: Path) -> None:
+    """Three groups of two answers: one and two of them at once, each by itself, and all."""
+
+    def reward(asked: Sequence[Spoken], codes: Sequence[np.ndarray], texts: Tensor, group: int) -> Tensor:
+        return torch.tensor([float("nan") if i < 2 else float(i) for i in range(len(codes))])
+
+    warm, found = QwenOmni.load(folder), []
+    with torch.no_grad():
+        for weight in (warm.model.talker.codec_head.weight, warm.model.thinker.lm_head.weight):
+            weight.mul_(0.5)
+    for at_once in (0, 5, 1):
+        omni = QwenOmni.load(folder)
+        settings = Grpo(
+            train=Train(steps=1, lr=1e-4, warmup=0, precision="fp32"), prompts=3, group=2, audio_top_k=12, limit=10, at_once=at_once
+        )
+        (tmp_path / str(at_once)).mkdir()
+        policy = OmniPolicy(omni, "both")
+        stage = grpo_stage(tmp_path / str(at_once), settings, 3, policy, OmniPolicy(warm, None), recordings(tmp_path), reward)
+        told = stage.step(0)
+        gradients = {name: weight.grad for name, weight in policy.module.named_parameters()}
+        omni.model.zero_grad()
+        train(stage)
+        found.append((told, gradients, policy.module.state_dict()))
+    assert found[0][0]["kl_text"] > 0.01 and found[0][0]["kl_audio"] > 0.01
+    for metrics, *tensors in found[1:]:
+        assert metrics == pytest.approx(found[0][0], abs=1e-6)
+        for some, others in zip(tensors, found[0][1:], strict=True):
+            for name, tensor in some.items():
+                torch.testing.assert_close(tensor, others[name], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["talker", "thinker", "both"])

@@ -21,6 +21,7 @@ from paras2s_cli.train.demonstrations import Demonstration, speaking_lessons
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.policy import NativePolicy
+from paras2s_cli.train.ranks import Ranks
 from paras2s_cli.train.sft import Best, base_stage, descend, epochs, held_out_loss, lay_out, sft_stage
 
 TOKENIZER = tiny_tokenizer()
@@ -180,6 +181,41 @@ def test_the_sft_stage(tmp_path: Path) -> None:
     assert all(torch.equal(last[name], tensor) for name, tensor in model.state_dict().items()) == (least == 5)
     again, _ = sft_stage(tmp_path / "again", recipe, WORLD, model, TOKENIZER, rows)
     assert not (tmp_path / "again").exists() and again.settings == recipe.train
+
+
+def test_a_batch_in_pieces_is_the_whole_batch(tmp_path: Path) -> None:
+    """Gradients, the metrics and weights of a step, and what is measured. A reading's text, a transcription's audio are no targets."""
+    found = []
+    for at_once, pieces in ((0, 2), (1, 9), (2, 5), (100, 2)):
+        _, recipe = recipes(1, 9, lr=1e-4)
+        recipe = recipe.model_copy(update={"at_once": at_once})
+        model, rows = tiny_model(), [*EVERY_KIND, EVERY_KIND[2], *EVERY_KIND[1:4]]
+        batches = lay_out(rows, model, TOKENIZER, torch.Generator().manual_seed(6), at_once=at_once)
+        assert len(batches) == pieces and max(len(answers.text) for _, answers in batches) <= (at_once or 6)
+        told = descend(NativePolicy(model), batches)
+        gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+        model.zero_grad()
+        stage, _ = sft_stage(tmp_path / str(at_once), recipe, WORLD, model, TOKENIZER, EVERY_KIND, held_out=rows)
+        stage.folder.mkdir()
+        train(stage)
+        (row,) = read_metrics(stage.folder / "metrics.jsonl")
+        found.append(({**told, **{k: v for k, v in row.items() if k != "seconds"}}, gradients, model.state_dict()))
+    assert len(found[0][1]) > 40 and "held_out_audio" in found[0][0]
+    for metrics, *tensors in found[1:]:
+        assert metrics == pytest.approx(found[0][0], abs=1e-6)
+        for some, others in zip(tensors, found[0][1:], strict=True):
+            assert some.keys() == others.keys()
+            for name, tensor in some.items():
+                torch.testing.assert_close(tensor, others[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_two_ranks_have_every_row_once_in_as_many_pieces(count: int) -> None:
+    rows, model = [EVERY_KIND[i % 5] for i in range(count)], tiny_model()
+    wanted = sum(int(a.text_free.sum()) + 1000 * int(a.audio_free.sum()) for _, a in lay_out(rows, model, TOKENIZER))
+    shares = [lay_out(rows, model, TOKENIZER, ranks=Ranks(rank, 2), at_once=1) for rank in (0, 1)]
+    assert len(shares[0]) == len(shares[1]) and all(len(a.text) == len(p.text) > 0 for batches in shares for p, a in batches)
+    assert sum(int(a.text_free.sum()) + 1000 * int(a.audio_free.sum()) for batches in shares for _, a in batches) == wanted
 
 
 def test_sft_learns_its_demonstrations(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ PATHS = (ROOT, ROOT / "kernels", ROOT / "tests" / "models", ROOT / "tests" / "tr
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of runs by one process and by two, some of which compute layers again; the resumed went on from the killed."""
+    """Folders of runs by one process and by two, some of which compute layers again, in pieces; the resumed went on from the killed."""
     root = tmp_path_factory.mktemp("ranks")
-    lora, grpo, again = {"lora": True}, {"stage": "grpo"}, {"checkpointing": True}
+    lora, grpo, again = {"lora": True}, {"stage": "grpo"}, {"checkpointing": True, "at_once": 4}
     jobs = [
         {"size": 1, "folder": "one"},
         {"size": 1, "folder": "one-lora", **lora},
