@@ -41,14 +41,15 @@ def size_of(config: SpeechLMConfig, lora: Lora | None) -> Size:
 
 def memory_of(config: SpeechLMConfig, size: Size, *, ranks: int, tokens: int, checkpointing: bool, rollouts: bool) -> dict[str, float]:
     """GiB of a process: weights that are trained, their gradients and AdamW's two moments in fp32; frozen weights in bf16; what the
-    backward keeps of `tokens` positions at a time.
+    backward keeps.
 
     Args:
-        tokens: of a step, in all processes. rollouts: GRPO has a whole copy that rolls out and, where all is trained, a reference.
+        tokens: whose gradients a process computes at a time. rollouts: GRPO has a whole copy that rolls out and, where all is trained, a
+            reference.
     """
     frozen = size.parameters - size.trained
-    blocks, mine = config.num_hidden_layers + config.kimia_mimo_layers, tokens / ranks
-    held = mine * _HALF * _held(blocks, config.hidden_size, config.intermediate_size, checkpointing)
+    blocks = config.num_hidden_layers + config.kimia_mimo_layers
+    held = tokens * _HALF * _held(blocks, config.hidden_size, config.intermediate_size, checkpointing)
     found = {
         "weights": (size.trained * _WHOLE + frozen * _HALF) / ranks,
         "gradients": size.trained * _WHOLE / ranks,
@@ -98,7 +99,7 @@ def memory_of_omni(size: OmniSize, tokens: Mapping[Part, int], *, whole: bool, c
     """GiB of the one process: weights, gradients and AdamW's two moments, what the backward keeps, and the model before alignment.
 
     Args:
-        tokens: of a step, of each part that learns. whole: weights are fp32, else bf16.
+        tokens: of each part that learns, whose gradients are computed at a time. whole: weights are fp32, else bf16.
     """
     number = _WHOLE if whole else _HALF
     trained = sum(size.learning[part] for part in tokens)

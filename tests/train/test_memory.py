@@ -48,11 +48,11 @@ def test_an_adapter_counts_its_two_factors() -> None:
 def test_several_processes_share_and_each_has_a_copy_that_rolls_out() -> None:
     size = size_of(KIMI, None)
     n = size.parameters
-    found = memory_of(KIMI, size, ranks=8, tokens=8000, checkpointing=True, rollouts=True)
+    found = memory_of(KIMI, size, ranks=8, tokens=1000, checkpointing=True, rollouts=True)
     wanted = {"weights": n * 4 / 8, "gradients": n * 4 / 8, "optimizer": n * 8 / 8, "rollouts": n * 2, "reference": n * 2 / 8}
     wanted["backward"] = 1000 * 2 * (34 * 3584 + 8 * 3584 + 4 * 18944)
     assert found == pytest.approx({name: value / GIB for name, value in wanted.items()})
-    alone = memory_of(KIMI, size_of(KIMI, Lora(r=16)), ranks=1, tokens=8000, checkpointing=False, rollouts=True)
+    alone = memory_of(KIMI, size_of(KIMI, Lora(r=16)), ranks=1, tokens=1000, checkpointing=False, rollouts=True)
     assert alone.keys() == {"weights", "gradients", "optimizer", "backward"}  # the reference is the same weights, and so is what rolls out
     assert alone["backward"] > 8 * found["backward"]
 
@@ -75,12 +75,17 @@ def test_qwen_omni_is_counted_as_it_is_trained(tmp_path: Path) -> None:
 def test_a_plan_tells_parameters_tokens_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_kimi_audio(tmp_path / KIMI_AUDIO)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    recipe = load_recipe("kimi-audio-7b", [f"sft.base.folder={folder}", "grpo.limit=100"], AlignRecipe)
+    some = ["sft.at_once=3", "grpo.at_once=20"]  # a process's 16 demonstrations by twos and threes, its 8 groups by two
+    recipe = load_recipe("kimi-audio-7b", [f"sft.base.folder={folder}", "grpo.limit=100", *some], AlignRecipe)
     told = plan_of(recipe, tmp_path / "run")
-    assert "# of each of 4 processes" in told and f"{32 * (125 + 8 * 100)} tokens a step" in told and "GiB (weights" in told
+    assert "# of each of 4 processes" in told and "GiB (weights" in told
+    group, pair = 125 + 8 * 100, 375 + 6
+    assert f"{64 * pair} tokens a step, {3 * pair} at once" in told and f"{32 * group} tokens a step, {2 * group} at once" in told
     omni = write_qwen2_5_omni(tmp_path / "omni")
-    recipe = load_recipe("qwen2.5-omni-7b", [f"sft.base.folder={omni}", "sft.base.part=both", "grpo.limit=100"], AlignRecipe)
+    some = ["sft.at_once=0", "grpo.at_once=16"]
+    recipe = load_recipe("qwen2.5-omni-7b", [f"sft.base.folder={omni}", "sft.base.part=both", "grpo.limit=100", *some], AlignRecipe)
     told = plan_of(recipe, tmp_path / "run")
-    assert f"{64 * (250 + 80)} tokens a step" in told and f"{256 * (250 + 80) + 256 * (250 + 100)} tokens a step" in told
+    answer = 250 + 80 + 250 + 100
+    assert f"{64 * 330} tokens a step, {64 * 330} at once" in told and f"{256 * answer} tokens a step, {16 * answer} at once" in told
     away = load_recipe("kimi-audio-7b", ["sft.base.folder=nowhere"], AlignRecipe)
     assert "nowhere is not here" in plan_of(away, tmp_path / "run")
