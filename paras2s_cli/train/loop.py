@@ -150,7 +150,8 @@ def make_optimizers(modules: Mapping[str, nn.Module], settings: Train) -> list[t
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": settings.weight_decay, "scale": 1.0},
         {"params": [p for p in rest if p.dim() <= 1], "weight_decay": 0.0, "scale": 1.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95))]
+    # one weight after the other: all at once, as torch has it on a GPU, take as much memory again as all that is trained
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), foreach=False)]
     if inner:
         group = {"params": inner, "scale": 2.0}
         optimizers.append(torch.optim.Muon([group], lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"))
