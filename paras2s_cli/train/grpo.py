@@ -17,8 +17,8 @@ from paras2s_cli.models.prompt import Answers
 from paras2s_cli.recipe.aligning import Grpo
 from paras2s_cli.rollout.engine import Rollouts
 from paras2s_cli.rollout.sampling import Sampling
+from paras2s_cli.train.at_once import pieces
 from paras2s_cli.train.loop import Stage, precision
-from paras2s_cli.train.pieces import pieces
 from paras2s_cli.train.policy import Policy
 from paras2s_cli.train.ranks import ALONE, Ranks
 from paras2s_cli.train.scoring import Scores

@@ -13,10 +13,10 @@ from paras2s_cli.models.omni import OmniPrompts, QwenOmni
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.recipe.speaking import OmniBase, SftRecipe
 from paras2s_cli.recipe.training import Lora
+from paras2s_cli.train.at_once import pieces
 from paras2s_cli.train.demonstrations import Demonstration
 from paras2s_cli.train.loop import Say, Stage, WatchOf, precision, train
 from paras2s_cli.train.own_data import demonstrations_of
-from paras2s_cli.train.pieces import pieces
 from paras2s_cli.train.policy import OmniPolicy
 from paras2s_cli.train.sft import Best, descend, epochs, held_out_loss
 

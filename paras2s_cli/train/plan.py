@@ -64,7 +64,7 @@ def _checkpoint(recipe: SftRecipe | AlignRecipe) -> list[str]:
 
 def _most(count: int, at_once: int, size: int) -> int:
     """Rows of the largest piece of so many."""
-    from paras2s_cli.train.pieces import pieces
+    from paras2s_cli.train.at_once import pieces
     from paras2s_cli.train.ranks import Ranks
 
     return max(some.stop - some.start for some in pieces(count, at_once, Ranks(0, size)))  # no rank has more than the first

@@ -15,6 +15,7 @@ from paras2s_cli.models.prompt import Answers, spoken_answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import TextTokenizer
 from paras2s_cli.recipe.speaking import BaseRecipe, SftRecipe
+from paras2s_cli.train.at_once import pieces
 from paras2s_cli.train.checkpoint import load_checkpoint, write_checkpoint
 from paras2s_cli.train.demonstrations import (
     Demonstration,
@@ -23,7 +24,6 @@ from paras2s_cli.train.demonstrations import (
     speaking_lessons,
 )
 from paras2s_cli.train.loop import Stage, precision
-from paras2s_cli.train.pieces import pieces
 from paras2s_cli.train.policy import NativePolicy, Policy
 from paras2s_cli.train.prompts import answer_codes, prompts_of
 from paras2s_cli.train.ranks import ALONE, Ranks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paras2s_cli.train.pieces import pieces
+from paras2s_cli.train.at_once import pieces
 from paras2s_cli.train.ranks import Ranks
 
 
