@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from paras2s_cli.audio.workers import threads_of
 from paras2s_cli.data.cache import is_complete, publish_folder
-from paras2s_cli.data.worlds import World, lazy_world
+from paras2s_cli.data.worlds import Spoken, World, lazy_world
 from paras2s_cli.errors import Paras2sError, UsageError
 from paras2s_cli.judge.hearing.pair_lm import PairLM
 from paras2s_cli.judge.listener import SmallListener
@@ -37,6 +37,7 @@ from paras2s_cli.train.distill import (
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.loop import Say, Stage, WatchOf, bf16, train
 from paras2s_cli.train.monitor import Monitor
+from paras2s_cli.train.pieces import Answered, Pieces, weights_key
 from paras2s_cli.train.policy import NativePolicy
 from paras2s_cli.train.polytone import load_listener
 from paras2s_cli.train.ranks import ALONE, Ranks, threads_here
@@ -115,31 +116,37 @@ def reward_model(run: Run, warm: SpeechLM, tokenizer: TextTokenizer) -> Reward:
         model = make_reward_model(warm, run.listener, run.world, settings.seed)
         lessons = make_lessons(run.judge, run.world, model.vocabulary)
         reward = CodeReward(model, lessons, tokenizer.decode, run.recipe.grpo.agreement, run.recipe.grpo.train)
-    return distilled(
-        run, settings, reward, lambda split, count: sampled_answers(settings, warm, run.judge, run.world, split, count, run.say)
-    )
+    return distilled(run, settings, reward, run.judge, run.world.queries, partial(sampled_answers, settings, warm, run.judge, run.world))
 
 
 def distilled(
-    run: Run, settings: DistillRecipe, reward: CodeReward | SoundReward, sampled: Callable[[str, int], list[Judged]]
+    run: Run,
+    settings: DistillRecipe,
+    reward: CodeReward | SoundReward,
+    judge: Judge,
+    pool: Callable[[str], Sequence[Spoken]],
+    answered: Answered,
 ) -> CodeReward | SoundReward:
     """A reward model as it is in the run's folder; taught there first if it is missing.
 
     Args:
-        sampled: so many judged answers of the warm model to queries of the split `train` or `validation`.
+        pool: the queries of the split `train` or `validation`. answered: the warm model's answers, by `judge`.
 
     Raises:
+        UsageError: see `Pieces.of`.
         Paras2sError: it agrees with the judge less than the recipe's floor.
     """
     folder = run.out / "reward" / "model"
     if not is_complete(folder):
         run.say(f"distilling the judge into a reward model: {folder} is not there")
-        rows = sampled("train", settings.answers)
+        warm = weights_key(run.out / "sft" / "model")
+        pieces = Pieces(run.out / "reward" / "answers", settings.seed, warm, judge, answered, run.say, run.watch)
+        rows = pieces.of("train", pool("train"), settings.answers)
         for stage, part in _stages_of(run, settings, reward, rows):
             part.train()
             train(stage, run.watch(stage.folder.name), run.say)
             reward.module.eval()
-        held = sampled("validation", settings.held_out)
+        held = pieces.of("validation", pool("validation"), settings.held_out)
         pearson = agreement(reward.rewards, held)
         run.say(f"the reward model agrees with the judge on {len(held)} held-out pairs: Pearson {pearson:.3f}")
         if settings.floor > -1 and not pearson >= settings.floor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paras2s_cli.audio.read import read_audio
+from paras2s_cli.data.rows import Failure
 from paras2s_cli.data.worlds import Spoken, World
 from paras2s_cli.judge.ears import spell
 from paras2s_cli.judge.listener import SmallListener
@@ -30,20 +31,20 @@ from paras2s_cli.train.slots import slot_words
 
 HEARD = 128
 """Queries or answers that the reward model hears at a time."""
-PART = 2048
-"""Answers that are sampled, made sound and judged at a time."""
 LIMIT = 56
 
 
 @dataclass(frozen=True)
 class Judged:
-    """An answer to a query, and what the judge heard on both sides. score: 1..5 or None."""
+    """An answer to a query, and what the judge heard on both sides. score: 1..5, or None with the failure; reason: the judge's."""
 
     query: Spoken
     codes: np.ndarray
     asked: Utterance
     said: Utterance
     score: float | None
+    failure: Failure | None = None
+    reason: str = ""
 
 
 def answer_queries(
@@ -83,7 +84,8 @@ def judge_answers(judge: Judge, world: World, queries: Sequence[Spoken], codes: 
     """The full judge on answers of a model of this world."""
     asked, said = hear_queries(judge, queries), hear_codes(judge, world, codes)
     verdicts = judge.scorer.score(list(zip(asked, said, strict=True)), closed=True)
-    return [Judged(*row, v.score) for row, v in zip(zip(queries, codes, asked, said, strict=True), verdicts, strict=True)]
+    rows = zip(queries, codes, asked, said, strict=True)
+    return [Judged(*row, v.score, v.failure, v.reason) for row, v in zip(rows, verdicts, strict=True)]
 
 
 class Lessons:
@@ -212,20 +214,11 @@ def heard_in(side: Callable[[list], Side], items: Sequence) -> Side:
 
 
 def sampled_answers(
-    recipe: DistillRecipe, model: SpeechLM, judge: Judge, world: World, split: str, count: int, say: Callable[[str], None]
+    recipe: DistillRecipe, model: SpeechLM, judge: Judge, world: World, queries: Sequence[Spoken], first: int
 ) -> list[Judged]:
-    """`count` answers sampled from the warm model to the queries of a split in turn, judged in full."""
-    pool = world.queries(split)
-    order = np.random.default_rng([recipe.seed, 37]).permutation(len(pool))
-    queries = [pool[order[i % len(pool)]] for i in range(count)]
-    say(f"judging {count} answers to {split} queries")
-    sampling = Sampling(temperature=recipe.temperature)
-    rows: list[Judged] = []
-    for first in range(0, count, PART):
-        some = queries[first : first + PART]
-        codes = codes_of_all(model, answer_queries(model, some, sampling=sampling, seed=recipe.seed, first=first))
-        rows += judge_answers(judge, world, some, codes)
-    return rows
+    """An answer to each query sampled from the warm model, and judged in full; row ids count through from `first`."""
+    rolled = answer_queries(model, queries, sampling=Sampling(temperature=recipe.temperature), seed=recipe.seed, first=first)
+    return judge_answers(judge, world, queries, codes_of_all(model, rolled))
 
 
 def overheard_queries(judge: Judge, world: World) -> list[tuple[Spoken, Utterance]]:

@@ -1,6 +1,7 @@
 """GRPO of a model with a voice of its own: its reward is a judge that listens to every answer, or what that judge was distilled into."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.align import Run, distilled, lay_in_parts
-from paras2s_cli.train.distill import PART, Judged, hear_queries
+from paras2s_cli.train.distill import Judged, hear_queries
 from paras2s_cli.train.grpo import Experience, RewardFunction, grpo_stage
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.omni import load_omni, refuse_lora, warm_omni
@@ -49,21 +50,16 @@ class JudgedSound:
         asked, said = hear_queries(self.judge, queries), self.judge.hear(self.speaker.speak(codes, 0), "answer")
         wanted = [query.row.get("requirement") for query in queries]
         verdicts = self.judge.scorer.score(list(zip(asked, said, strict=True)), closed=False, requirements=wanted)
-        return [Judged(*row, verdict.score) for row, verdict in zip(zip(queries, codes, asked, said, strict=True), verdicts, strict=True)]
+        rows = zip(queries, codes, asked, said, strict=True)
+        return [Judged(*row, v.score, v.failure, v.reason) for row, v in zip(rows, verdicts, strict=True)]
 
 
-def sampled_sound(heard: JudgedSound, pool: Sequence[Spoken], settings: DistillRecipe, grpo: Grpo, count: int) -> list[Judged]:
-    """`count` answers sampled to the queries of a pool in turn, as long and of as many codes as those of GRPO, and judged in full."""
-    speaker, order = heard.speaker, np.random.default_rng([settings.seed, 37]).permutation(len(pool))
-    queries = [pool[order[i % len(pool)]] for i in range(count)]
-    rows: list[Judged] = []
-    for first in range(0, count, PART):
-        some = queries[first : first + PART]
-        ids = torch.arange(first, first + len(some))
-        sampling = Sampling(settings.temperature, grpo.audio_top_k)
-        rolled = speaker.rollout(speaker.prompt(some), group=1, sampling=sampling, seed=settings.seed, row_ids=ids, limit=grpo.limit)
-        rows += heard.hear(some, speaker.codes(rolled.answers))
-    return rows
+def sampled_sound(heard: JudgedSound, settings: DistillRecipe, grpo: Grpo, queries: Sequence[Spoken], first: int) -> list[Judged]:
+    """An answer to each query, as long and of as many codes as those of GRPO, and judged in full; row ids count through from `first`."""
+    speaker, ids = heard.speaker, torch.arange(first, first + len(queries))
+    sampling = Sampling(settings.temperature, grpo.audio_top_k)
+    rolled = speaker.rollout(speaker.prompt(queries), group=1, sampling=sampling, seed=settings.seed, row_ids=ids, limit=grpo.limit)
+    return heard.hear(queries, speaker.codes(rolled.answers))
 
 
 def judge_of(run: Run) -> Judge:
@@ -89,13 +85,9 @@ def reward_of(run: Run, warm: Speaker, heard: JudgedSound) -> RewardFunction:
     reward = SoundReward(model, lambda codes: warm.speak(codes, 0), settings.train)
     train_pool, held_pool = _pools(run, settings.held_out)
     pools = {"train": train_pool, "validation": held_pool}
-
-    def sampled(split: str, count: int) -> list[Judged]:
-        run.say(f"judging {count} answers to {split} queries")
-        return sampled_sound(heard, pools[split], settings, run.recipe.grpo, count)
-
+    sampled = partial(sampled_sound, heard, settings, run.recipe.grpo)
     with run.ranks.in_turn():
-        return distilled(run, settings, reward, sampled).rewards
+        return distilled(run, settings, reward, heard.judge, pools.__getitem__, sampled).rewards
 
 
 def _pools(run: Run, held_out: int) -> tuple[list[Spoken], list[Spoken]]:

@@ -53,8 +53,12 @@ def test_a_run_is_rewarded_by_what_is_heard(
     with pytest.raises(Paras2sError, match=r"below reward\.floor"):
         aligned_model(run(recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"floor": 1.0})})))
     assert not (tmp_path / "run" / "reward" / "model").exists() and any("Pearson" in line for line in said)
+    said.clear()
     aligned_model(run(recipe))
     out = tmp_path / "run"
+    assert [line for line in said if "judg" in line][1:3] == [
+        f"all {count} answers to {split} queries are judged already" for count, split in ((16, "train"), (8, "validation"))
+    ]
     assert [0 < line["loss"] < 10 for line in read_metrics(out / "reward" / "hearing" / "metrics.jsonl")] == [True, True]
     assert json.loads((out / "reward" / "model" / "agreement.json").read_text())["pairs"] == 8
     assert (out / "reward" / "model" / "adapter_model.safetensors").stat().st_size < 100_000

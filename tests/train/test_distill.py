@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +19,7 @@ from paras2s_cli.judge.stages import Heard, Toned, Utterance
 from paras2s_cli.judge.vocabulary import Vocabulary
 from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.pocket.embedded import PocketWorld
-from paras2s_cli.recipe.aligning import DistillRecipe
-from paras2s_cli.recipe.load import load_recipe
 from paras2s_cli.recipe.training import Train
-from paras2s_cli.train import distill
 from paras2s_cli.train.distill import Judged, Lessons, agreement, digits_loss, grading_stage, reading_loss, reading_stage, vocabulary_of
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics
@@ -177,24 +172,3 @@ def test_a_reward_holds_sound_against_text_where_it_is_given(lessons: Lessons) -
     assert torch.equal(judge.rewards(asked, codes, None, 2), given)
     written = lessons.vocabulary.words_in(["lake", "lake", "no", "no"])
     assert written[0].any() and torch.equal(judge.rewards(asked, codes, texts, 2), agreeing(given, spoken, written, 0.5))
-
-
-def test_answers_that_are_judged_in_parts_are_those_of_the_whole(silent_world: PocketWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = {"hidden_size": 32, "intermediate_size": 48, "shared_layers": 2, "text_layers": 1, "audio_layers": 1}
-    model = new_model(word_tokenizer(["yes"]), codes=20, features=SIZE, heads=4, kv_heads=2, delay=2, seed=1, **shape).eval()
-    parts: list[int] = []
-
-    def judged(judge: Any, world: Any, queries: Sequence[Spoken], codes: Sequence[np.ndarray]) -> list[Judged]:
-        parts.append(len(queries))
-        return [Judged(q, c, SAID[0], SAID[0], 3.0) for q, c in zip(queries, codes, strict=True)]
-
-    monkeypatch.setattr(distill, "judge_answers", judged)
-    monkeypatch.setattr(distill, "codes_of_all", lambda model, rollouts: [row.numpy() for r in rollouts for row in r.answers.audio[:, :9]])
-    recipe, ends = load_recipe("pocket", [], DistillRecipe), []
-    for part in (2048, 5):
-        monkeypatch.setattr(distill, "PART", part)
-        ends.append(distill.sampled_answers(recipe, model, None, silent_world, "train", 12, print))  # type: ignore[arg-type]
-    assert parts == [12, 5, 5, 2]
-    for whole, part in zip(*ends, strict=True):
-        assert whole.query.id == part.query.id and np.array_equal(whole.codes, part.codes)
-    assert len({r.codes.tobytes() for r in ends[0]}) > 6

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +25,15 @@ from paras2s_cli.recipe.load import load_recipe
 from paras2s_cli.recipe.speaking import SftRecipe
 from paras2s_cli.recipe.training import Train
 from paras2s_cli.rollout.sampling import Sampling
+from paras2s_cli.train import pieces
 from paras2s_cli.train.demonstrations import Demonstration
+from paras2s_cli.train.distill import Judged
 from paras2s_cli.train.grpo import Experience, grpo_stage
 from paras2s_cli.train.judged import JudgedSound, sampled_sound
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.metrics import read_metrics
 from paras2s_cli.train.omni import lay_out_omni
+from paras2s_cli.train.pieces import Pieces
 from paras2s_cli.train.policy import OmniPolicy
 from paras2s_cli.train.sft import descend
 from paras2s_cli.train.supervised import run_supervised
@@ -107,37 +112,50 @@ def test_layers_computed_again_have_the_same_gradients(folder: Path, tmp_path: P
     torch.testing.assert_close(text_scores.logprobs, rolled.text_logprobs[rolled.answers.text_free], atol=1e-4, rtol=0)
 
 
-def test_a_reward_model_is_taught_what_grpo_will_say(folder: Path, tmp_path: Path) -> None:
-    drawn: list[list[int]] = []
+def test_a_reward_model_is_taught_what_grpo_will_say(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PART", 2)
 
     class Ears:
         name = "ears"
 
         def listen(self, waves: Sequence[np.ndarray], role: str) -> list[Utterance]:
-            return [Utterance(Heard("", False), Toned({}, {}, {}), "")] * len(waves)
+            return [Utterance(Heard("", False), Toned({"calm": float(np.abs(wave).mean())}, {}, {}), "") for wave in waves]
 
     class Rubric:
         name = "rubric"
+        left = 99
 
         def score(self, pairs: Sequence[tuple[Utterance, Utterance]], **_: object) -> list[Verdict]:
-            return [Verdict(3, 3, 3, "")] * len(pairs)
+            self.left -= 1
+            assert self.left >= 0
+            return [Verdict(3, 3, 1 + 4 * said.toned.style("calm"), asked.words) for asked, said in pairs]
 
-    heard = JudgedSound(OmniPolicy(QwenOmni.load(folder), None), Judge(Ears(), Rubric()))
+    policy, pool = OmniPolicy(QwenOmni.load(folder), None), recordings(tmp_path)
     settings = load_recipe("qwen2.5-omni-7b/distill", [], DistillRecipe)
+
+    def sampled(top: int, out: str, calls: int = 99) -> list[Judged]:
+        heard = JudgedSound(policy, Judge(Ears(), Rubric()))
+        heard.judge.scorer.left = calls  # type: ignore[attr-defined]
+        answered = partial(sampled_sound, heard, settings, Grpo(train=Train(steps=1, lr=1e-3), audio_top_k=top, limit=8))
+        return Pieces(tmp_path / out, settings.seed, "", heard.judge, answered, print, lambda name: lambda *_: None).of("train", pool, 4)
+
+    drawn = []
     for top in (0, 1):
-        grpo = Grpo(train=Train(steps=1, lr=1e-3), audio_top_k=top, limit=8)
-        rows = sampled_sound(heard, recordings(tmp_path), settings, grpo, 4)
+        rows = sampled(top, f"top {top}")
         assert [row.query.id for row in rows[:2]] == [row.query.id for row in rows[2:]] and max(len(row.codes) for row in rows) <= 8
         drawn.append([code for row in rows for code in row.codes.tolist()])
-    rolled = heard.speaker.rollout(
-        heard.speaker.prompt([row.query for row in rows]),
+    rolled = policy.rollout(
+        policy.prompt([row.query for row in rows]),
         group=1,
         sampling=Sampling(settings.temperature, 1),
         seed=settings.seed,
         row_ids=torch.arange(4),
         limit=8,
     )
-    assert drawn[1] == [code for codes in heard.speaker.codes(rolled.answers) for code in codes.tolist()] != drawn[0]
+    assert drawn[1] == [code for codes in policy.codes(rolled.answers) for code in codes.tolist()] != drawn[0]
+    shutil.rmtree(tmp_path / "top 1" / "train" / "0000002-0000004")
+    resumed = sampled(1, "top 1", calls=1)
+    assert [(r.codes.tolist(), r.said, r.score) for r in resumed] == [(r.codes.tolist(), r.said, r.score) for r in rows]
 
 
 def test_keys_that_are_of_the_speech_lm_are_refused(folder: Path, tmp_path: Path) -> None:
