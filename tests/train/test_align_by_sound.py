@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ SMALLER = (
 )
 
 
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
 def test_a_run_is_rewarded_by_what_is_heard(
     pocket_world: PocketWorld, pocket_judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,14 +57,17 @@ def test_a_run_is_rewarded_by_what_is_heard(
 
     with pytest.raises(Paras2sError, match=r"below reward\.floor"):
         aligned_model(run(recipe.model_copy(update={"reward": recipe.reward.model_copy(update={"floor": 1.0})})))
-    assert not (tmp_path / "run" / "reward" / "model").exists() and any("Pearson" in line for line in said)
+    out = tmp_path / "run"
+    taught = out / "reward" / "hearing"
+    first, told = losses(taught), [line for line in said if "Pearson" in line]
+    assert not (out / "reward" / "model").exists() and len(told) == 1
+    # as a run leaves it that is killed before the reward model is taught
+    shutil.rmtree(taught)
     said.clear()
     aligned_model(run(recipe))
-    out = tmp_path / "run"
-    assert [line for line in said if "judg" in line][1:3] == [
-        f"all {count} answers to {split} queries are judged already" for count, split in ((16, "train"), (8, "validation"))
-    ]
-    assert [0 < line["loss"] < 10 for line in read_metrics(out / "reward" / "hearing" / "metrics.jsonl")] == [True, True]
+    kept = [f"all {count} answers to {split} queries are judged already" for count, split in ((16, "train"), (8, "validation"))]
+    assert [line for line in said if line in (*kept, *told)] == [*kept, *told] and losses(taught) == first
+    assert [0 < loss < 10 for loss in first] == [True, True]
     assert json.loads((out / "reward" / "model" / "agreement.json").read_text())["pairs"] == 8
     assert (out / "reward" / "model" / "adapter_model.safetensors").stat().st_size < 100_000
     rewards = [line["reward"] for line in read_metrics(out / "grpo" / "metrics.jsonl")]
