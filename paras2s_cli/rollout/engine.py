@@ -18,7 +18,7 @@ from paras2s_cli.rollout.rows import Rows
 from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, draw, row_keys
 from paras2s_kernels import dispatch
 
-BATCH = 128
+BATCH = 256
 """Rows in flight at most, unless a group is larger."""
 
 

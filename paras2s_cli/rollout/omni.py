@@ -18,11 +18,14 @@ from paras2s_cli.models.omni_streams import (
     text_logits,
 )
 from paras2s_cli.models.prompt import Answers
-from paras2s_cli.rollout.engine import BATCH, Rollouts
+from paras2s_cli.rollout.engine import Rollouts
 from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, Warp, draw, row_keys
 
 QWEN_OMNI = Sampling(temperature=0.9, audio_top_k=40, audio_top_p=0.8, text_temperature=0.0)
 """What the library takes by default, but for the talker's repetition penalty of 1.05. Reinforcement learning has to draw the text too."""
+
+BATCH = 128
+"""Rows at a time at most: each has a copy of its prompt's keys and values."""
 
 
 @torch.no_grad()
