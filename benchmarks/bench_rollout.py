@@ -25,7 +25,7 @@ from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.prompt import Answers, spoken_queries
 from paras2s_cli.models.small import new_model, word_tokenizer
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
-from paras2s_cli.rollout.engine import rollout
+from paras2s_cli.rollout.engine import BATCH, rollout
 from paras2s_cli.rollout.sampling import Sampling
 
 GROUP, LIMIT, FEATURES, CODES, PROMPT = 8, 36, 44, 1024, 42
@@ -43,10 +43,10 @@ def pocket_sized(prompts: int) -> tuple[SpeechLM, Streams]:
     return model.eval(), spoken_queries(tables, model.config, model.specials)
 
 
-def engine(model: SpeechLM, prompts: Streams) -> Answers:
+def engine(model: SpeechLM, prompts: Streams, batch: int = BATCH) -> Answers:
     """The engine's rollouts."""
     ids = torch.arange(len(prompts.audio) * GROUP)
-    return rollout(model, prompts, group=GROUP, sampling=Sampling(), seed=1, row_ids=ids, limit=LIMIT).answers
+    return rollout(model, prompts, group=GROUP, sampling=Sampling(), seed=1, row_ids=ids, limit=LIMIT, batch=batch).answers
 
 
 def plain_batches(model: SpeechLM, prompts: Streams) -> Answers:
@@ -123,7 +123,7 @@ def test_ratio_of_answers_that_end_early() -> None:
         model.audio_ids = torch.cat([model.audio_ids, torch.full((60,), model.specials.media_end)])  # one draw in 19 ends an answer
     took: dict[str, list[float]] = {"engine": [], "plain loop, prompts read once": []}
     for turn in range(6):
-        for name, loop in (("engine", engine), ("plain loop, prompts read once", plain_batches)):
+        for name, loop in (("engine", partial(engine, batch=16 * GROUP)), ("plain loop, prompts read once", plain_batches)):
             begun = time.process_time()
             drawn = loop(model, streams)
             if turn:
