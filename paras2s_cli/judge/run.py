@@ -18,6 +18,7 @@ from paras2s_cli.judge.heard_cache import HeardCache
 from paras2s_cli.judge.responses import response_pairs
 from paras2s_cli.judge.scores import (
     PASSING,
+    Row,
     Tally,
     alone,
     already_judged,
@@ -91,22 +92,23 @@ def judge_manifest(manifest: str, out: Path | None, settings: Settings, emit: Em
         UsageError: the manifest or `out` cannot be used; nothing was written.
     """
     recipe, (rows, folder) = settings.load_recipe(), read_manifest(manifest, settings)
-    left = rows
+    left: Sequence[AnyPair] = rows
+    scores: Sequence[Row] = []
     if out is not None:
         check_writable(out, manifest)
-        left = _left(rows, _done(out, rows, folder))
+        scores = read_scores(out)
+        left = _left(rows, _done(out, scores, rows, folder))
     settings.asking.tell_cost(recipe, len(left), sum(map(sound_seconds, left)), say)
     scorer = load_scorer(recipe, say, settings.asking)
     judge = assemble_judge(recipe, say, scorer, settings.asking)
     cache = settings.heard_cache(recipe, judge.listener.name, say)
     if out is not None:
-        check_same_judge(out, read_scores(out), who(judge, settings.closed))
+        check_same_judge(out, scores, who(judge, settings.closed))
     settings.tell_choice(say)
-    with _opened(out, say) as writer:
-        scores = read_scores(out) if out is not None else []
+    with _opened(out, say) as (writer, scores):
         done = [False] * len(rows)
         if out is not None and scores:
-            done = _done(out, rows, folder)
+            done = _done(out, scores, rows, folder)
             say(_where(out, done))
         tally = Tally(scores)
         stream = judge_stream(
@@ -154,7 +156,7 @@ def plan_manifest(manifest: str, out: Path | None, settings: Settings) -> str:
     done = [False] * len(rows)
     if out is not None:
         check_writable(out, manifest)
-        done = _done(out, rows, folder)
+        done = _done(out, read_scores(out), rows, folder)
     left = _left(rows, done)
     seconds = sum(map(sound_seconds, left))
     bad = sum(not isinstance(row, Pair) for row in left)
@@ -185,28 +187,35 @@ def read_manifest(manifest: str, settings: Settings) -> tuple[list[AnyPair], Pat
     return rows, (Path.cwd() if manifest == "-" else Path(manifest).parent).resolve()
 
 
-def _done(out: Path, rows: Sequence[AnyPair], folder: Path) -> list[bool]:
-    """Which rows `out` settles."""
-    scores, names = read_scores(out), [identity_of(row, folder) for row in rows]
+def _settled(scores: Sequence[Row]) -> list[Row]:
+    """Without those whose failure may have passed."""
+    return [row for row in scores if row.get("failure") not in PASSING]
+
+
+def _done(out: Path, scores: Sequence[Row], rows: Sequence[AnyPair], folder: Path) -> list[bool]:
+    """Which rows the scores of `out` settle."""
+    names = [identity_of(row, folder) for row in rows]
     already_judged(out, scores, names)
-    return already_judged(out, [row for row in scores if row.get("failure") not in PASSING], names)
+    return already_judged(out, _settled(scores), names)
 
 
 @contextlib.contextmanager
-def _opened(out: Path | None, say: Say) -> Iterator[JsonlWriter | None]:
+def _opened(out: Path | None, say: Say) -> Iterator[tuple[JsonlWriter | None, list[Row]]]:
+    """What appends to `out`, and what is settled there."""
     if out is None:
-        yield None
+        yield None, []
         return
     with contextlib.ExitStack() as held:
         # Locked before it is opened: opening may cut a torn line, which another process may be writing.
         held.enter_context(alone(out))
-        passed = sum(row.get("failure") in PASSING for row in read_scores(out))
-        if passed:
+        scores = read_scores(out)
+        settled = _settled(scores)
+        if passed := len(scores) - len(settled):
             drop_torn_line(out)
             drop_passing(out)
             held.enter_context(alone(out))  # it is another file now
             say(f"judging {passed} pairs of {out} again, whose failure may have passed")
-        yield held.enter_context(JsonlWriter(out))
+        yield held.enter_context(JsonlWriter(out)), settled
 
 
 def _where(out: Path, done: Sequence[bool]) -> str:
