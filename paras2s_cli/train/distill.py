@@ -83,7 +83,21 @@ def hear_queries(judge: Judge, queries: Sequence[Spoken]) -> list[Utterance]:
 def judge_answers(judge: Judge, world: World, queries: Sequence[Spoken], codes: Sequence[np.ndarray]) -> list[Judged]:
     """The full judge on answers of a model of this world."""
     asked, said = hear_queries(judge, queries), hear_codes(judge, world, codes)
-    verdicts = judge.scorer.score(list(zip(asked, said, strict=True)), closed=True)
+    return judge_heard(judge, queries, codes, asked, said, closed=True)
+
+
+def judge_heard(
+    judge: Judge,
+    queries: Sequence[Spoken],
+    codes: Sequence[np.ndarray],
+    asked: Sequence[Utterance],
+    said: Sequence[Utterance],
+    *,
+    closed: bool,
+    requirements: Sequence[str | None] | None = None,
+) -> list[Judged]:
+    """What the judge's last stage says of what was heard on both sides; `closed` and `requirements` as for a scorer."""
+    verdicts = judge.scorer.score(list(zip(asked, said, strict=True)), closed=closed, requirements=requirements)
     rows = zip(queries, codes, asked, said, strict=True)
     return [Judged(*row, v.score, v.failure, v.reason) for row, v in zip(rows, verdicts, strict=True)]
 

@@ -24,7 +24,7 @@ from paras2s_cli.recipe.speaking import CheckpointBase, OmniBase
 from paras2s_cli.rollout.sampling import Sampling
 from paras2s_cli.train.adapters import make_adapter, publish_trained
 from paras2s_cli.train.align import Run, distilled, lay_in_parts
-from paras2s_cli.train.distill import Judged, hear_queries
+from paras2s_cli.train.distill import Judged, hear_queries, judge_heard
 from paras2s_cli.train.grpo import Experience, RewardFunction, grpo_stage
 from paras2s_cli.train.loop import train
 from paras2s_cli.train.omni import load_omni, refuse_lora, warm_omni
@@ -49,9 +49,7 @@ class JudgedSound:
         """One answer to each query, judged in full."""
         asked, said = hear_queries(self.judge, queries), self.judge.hear(self.speaker.speak(codes, 0), "answer")
         wanted = [query.row.get("requirement") for query in queries]
-        verdicts = self.judge.scorer.score(list(zip(asked, said, strict=True)), closed=False, requirements=wanted)
-        rows = zip(queries, codes, asked, said, strict=True)
-        return [Judged(*row, v.score, v.failure, v.reason) for row, v in zip(rows, verdicts, strict=True)]
+        return judge_heard(self.judge, queries, codes, asked, said, closed=False, requirements=wanted)
 
 
 def sampled_sound(heard: JudgedSound, settings: DistillRecipe, grpo: Grpo, queries: Sequence[Spoken], first: int) -> list[Judged]:
