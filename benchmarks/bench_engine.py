@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks.rollout_loops import cached_loop, transformers_generate
-from paras2s_cli.models.config import SpeechLMConfig
+from benchmarks.shapes import KIMI_AUDIO, POCKET
 from paras2s_cli.models.speech_lm import SpeechLM, Streams
 from paras2s_cli.models.tokenizer import Specials
 from paras2s_cli.rollout.engine import rollout
@@ -26,32 +26,6 @@ from paras2s_cli.rollout.sampling import Sampling
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPE = torch.bfloat16 if CUDA else torch.float32
-POCKET = SpeechLMConfig(
-    vocab_size=1536,
-    hidden_size=192,
-    intermediate_size=512,
-    num_hidden_layers=4,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    kimia_token_offset=512,
-    kimia_mimo_layers=2,
-    kimia_mimo_transformer_from_layer_index=2,
-    kimia_mimo_audiodelaytokens=2,
-    kimia_adaptor_input_dim=64,
-)
-KIMI_AUDIO = SpeechLMConfig(
-    vocab_size=168448,
-    hidden_size=3584,
-    intermediate_size=18944,
-    num_hidden_layers=28,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    kimia_token_offset=152064,
-    kimia_mimo_layers=6,
-    kimia_mimo_transformer_from_layer_index=21,
-    kimia_mimo_audiodelaytokens=6,
-    kimia_adaptor_input_dim=5120,
-)
 GROUPS, PREFIXES = (1, 2, 4, 8, 16), (128, 512, 4096)
 ROWS, LIMIT = (32, 64) if CUDA else (1, 16)  # rows in flight, unless a group is larger
 SIZE = (32, 8, 512, 128) if CUDA else (8, 8, 64, 32)  # prompts, group, prefix, positions of an answer

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paras2s_cli.models.config import SpeechLMConfig
+from benchmarks.shapes import KIMI_AUDIO as KIMI
 from paras2s_cli.models.omni import QwenOmni
 from paras2s_cli.recipe.aligning import AlignRecipe
 from paras2s_cli.recipe.load import load_recipe
@@ -15,20 +15,6 @@ from paras2s_cli.train.memory import GIB, memory_of, memory_of_omni, size_of, si
 from paras2s_cli.train.plan import plan_of
 from tests.checkpoints import KIMI_AUDIO, write_kimi_audio
 from tests.qwen2_5_omni import write_qwen2_5_omni
-
-KIMI = SpeechLMConfig(
-    vocab_size=168448,
-    hidden_size=3584,
-    intermediate_size=18944,
-    num_hidden_layers=28,
-    num_attention_heads=28,
-    num_key_value_heads=4,
-    kimia_token_offset=152064,
-    kimia_mimo_layers=6,
-    kimia_mimo_transformer_from_layer_index=21,
-    kimia_mimo_audiodelaytokens=6,
-    kimia_adaptor_input_dim=5120,
-)
 
 
 def test_kimi_audio_has_its_9_77_billion_parameters() -> None:
