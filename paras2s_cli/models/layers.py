@@ -78,20 +78,22 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None = None, last: bool = False) -> Tensor:
+        """x [B, T, D] -> [B, T, D]; `last` is for the last position alone, [B, 1, D]: the cache takes in all the same."""
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return self._compute(x, cos, sin, mask, cache)
+            return self._compute(x, cos, sin, mask, cache, last)
         assert cache is None or isinstance(cache, Prefix)
 
         def compute(x: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
             # a prefix of its own each time: the second time must find it as the first did
             seen = Prefix(keys, values)
-            return self._compute(x, cos, sin, mask, seen), seen.keys, seen.values
+            return self._compute(x, cos, sin, mask, seen, last), seen.keys, seen.values
 
         known = cache or Prefix()
         x, known.keys, known.values = checkpoint(compute, x, known.keys, known.values, use_reentrant=False)
         return x
 
-    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None) -> Tensor:
+    def _compute(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None, last: bool) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+        x = x[:, -1:] if last else x
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -184,15 +184,17 @@ class SpeechLM(nn.Module):
         positions: Tensor,
         mask: Tensor,
         caches: Sequence[KeyValues] | None = None,
+        last: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Normed hidden states of both branches.
 
         Args:
             x: [B, T, D] embeddings. positions: [B, T] int64. mask: [B, 1, T, S] bool, True where a query may look.
             caches: one a layer: shared, text branch, audio branch; S counts what they hold.
+            last: only the last position is asked for, and a branch's last layer goes no further with the others.
 
         Returns:
-            text, audio: [B, T, D] each.
+            text, audio: [B, T, D] each, or [B, 1, D].
         """
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         known: Sequence[KeyValues | None] = caches or [None] * (len(self.model.layers) + len(self.model.mimo_layers))
@@ -200,10 +202,12 @@ class SpeechLM(nn.Module):
         for layer, cache in zip(self.model.layers[:fork], known[:fork], strict=True):
             x = layer(x, cos, sin, mask, cache)
         text = audio = x
-        for layer, cache in zip(self.model.layers[fork:], known[fork:depth], strict=True):
-            text = layer(text, cos, sin, mask, cache)
-        for layer, cache in zip(self.model.mimo_layers, known[depth:], strict=True):
-            audio = layer(audio, cos, sin, mask, cache)
+        for i, (layer, cache) in enumerate(zip(self.model.layers[fork:], known[fork:depth], strict=True), fork + 1):
+            text = layer(text, cos, sin, mask, cache, last and i == depth)
+        for i, (layer, cache) in enumerate(zip(self.model.mimo_layers, known[depth:], strict=True), depth + 1):
+            audio = layer(audio, cos, sin, mask, cache, last and i == len(known))
+        if last:
+            text, audio = text[:, -1:], audio[:, -1:]
         return self.model.norm(text), self.model.mimo_norm(audio)
 
     @property

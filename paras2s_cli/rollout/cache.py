@@ -34,18 +34,21 @@ class SharedCache:
         self._every_row = torch.arange(rows, device=device)
         self._views: tuple[int, int, list[SharedLayer]] | None = None
         self._grouping: tuple[int, Tensor | None] | None = None
+        self._padded = True
 
     def clear(self, width: int, group: int = 0) -> None:
         """Forgets all rows; prompts of at most `width` positions are stored from now on, with `group` rows each, 0 if that is not known."""
         self.filled.zero_()
         self.width, self.group, self._views, self._grouping = width, group, None, None
 
-    def store_prompts(self, slots: Tensor, layers: list[Prefix], lengths: Tensor) -> None:
-        """Keeps prefilled prompts in `slots` [N] int64; their own length is at most S."""
+    def store_prompts(self, slots: Tensor, layers: list[Prefix], lengths: Tensor, order: Tensor | None = None) -> None:
+        """Keeps prefilled prompts in `slots` [N] int64; their own length is at most S. order: that of a key's numbers from now on,
+        [head_dim] int64, if it is another."""
         for i, layer in enumerate(layers):
             assert layer.keys is not None and layer.values is not None
             start = self.prefix.shape[4] - layer.keys.shape[2]
-            self.prefix[i, 0, slots, :, start:] = layer.keys.to(self.prefix.dtype)
+            keys = layer.keys if order is None else layer.keys[..., order]
+            self.prefix[i, 0, slots, :, start:] = keys.to(self.prefix.dtype)
             self.prefix[i, 1, slots, :, start:] = layer.values.to(self.prefix.dtype)
         self.lengths[slots] = lengths
 
@@ -78,51 +81,60 @@ class SharedCache:
             self._views, self._grouping = (rows, prompts, [SharedLayer(self, i, rows, prompts) for i in range(self.layers)]), None
         layers = self._views[2]
         at: int | Tensor = places
-        planned = None
+        planned, longest = None, room
         if dispatch.choose(self.suffix.device) != "triton":
             first, last = (int(x) for x in places.aminmax())
-            at = first if first == last else places
-            planned = self._plan(rows, prompts, at, last + 1)
+            at, longest = first if first == last else places, last + 1
+            planned = self._plan(rows, prompts, at, longest)
         for layer in layers:
-            layer.at, layer.planned = at, planned
+            layer.at, layer.longest, layer.planned = at, longest, planned
         return layers
 
     def _plan(self, rows: int, prompts: int, at: int | Tensor, longest: int) -> reference.Plan:
         capacity = self.prefix.shape[4]
-        if isinstance(at, int):
-            self.seen[:rows, capacity + at] = 0
-        else:
-            self.seen[self._every_row[:rows], capacity + at] = 0
         if self._grouping is None:
             self._grouping = reference.grouping(self.prompt_of[:rows], prompts)
+            self._padded = bool((self.lengths[self.prompt_of[:rows]] < self.width).any())
+        if isinstance(at, int):
+            self.seen[:rows, capacity + at] = 0
+            if not self._padded:
+                return reference.Plan(prompts, *self._grouping, None)
+        else:
+            self.seen[self._every_row[:rows], capacity + at] = 0
         seen = self.seen[:rows, capacity - self.width : capacity + longest]
-        return reference.Plan(*self._grouping, longest, reference.spread(seen, prompts, *self._grouping), None)
+        return reference.Plan(prompts, *self._grouping, reference.spread(seen, prompts, *self._grouping)[:, :, None, None])
 
 
 class SharedLayer:
-    """One layer of a `SharedCache` in a step of one position a row."""
+    """One layer of a `SharedCache` in a step of one position a row: `at` is where each row's keys and values go, `longest` how many
+    positions the row with the most has then."""
 
     at: int | Tensor
+    longest: int
     planned: reference.Plan | None
 
     def __init__(self, cache: SharedCache, layer: int, rows: int, prompts: int) -> None:
-        self.prefix_k, self.prefix_v = cache.prefix[layer, :, :prompts, :, cache.prefix.shape[4] - cache.width :]
-        self.suffix_k, self.suffix_v = cache.suffix[layer, :, :rows]
+        prefix = cache.prefix[layer, :, :prompts, :, cache.prefix.shape[4] - cache.width :]
+        suffix = cache.suffix[layer, :, :rows]
+        (self.prefix_k, self.prefix_v), (self.suffix_k, self.suffix_v) = prefix, suffix
+        self.prefixes, self.suffixes = prefix.flatten(1, 2).unbind(), suffix.flatten(1, 2).unbind()
         self.row, self.filled, self.prompt_of = cache._every_row[:rows], cache.filled[:rows], cache.prompt_of[:rows]
         self.lengths, self.width, self.group = cache.lengths[:prompts], cache.width, cache.group
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Stores k, v [rows, kv_heads, head_dim] and lets q [rows, H, head_dim] look at its prompt and its row."""
-        prefix_k, prefix_v, suffix_k, suffix_v = self.prefix_k, self.prefix_v, self.suffix_k, self.suffix_v
-        dtype, stored = q.dtype, suffix_k.dtype
+        suffix_k, suffix_v = self.suffix_k, self.suffix_v
+        dtype, stored, scale = q.dtype, suffix_k.dtype, q.shape[-1] ** -0.5
         if isinstance(self.at, int):
-            suffix_k[:, :, self.at], suffix_v[:, :, self.at] = k, v
+            suffix_k.select(2, self.at).copy_(k)
+            suffix_v.select(2, self.at).copy_(v)
         else:
             suffix_k[self.row, :, self.at], suffix_v[self.row, :, self.at] = k.to(stored), v.to(stored)
-        q, scale = q.to(stored), q.shape[-1] ** -0.5
         if self.planned is not None:
-            return reference.attend(q, prefix_k, prefix_v, suffix_k, suffix_v, scale, self.planned).to(dtype)
+            own_k, own_v = (x.narrow(1, 0, self.longest) for x in self.suffixes)
+            q = (q.to(stored) * scale).contiguous()
+            return reference.attend(q, self.prefixes[0], self.prefixes[1], own_k, own_v, self.planned).to(dtype)
         starts = self.width - self.lengths
-        suffix = suffix_k, suffix_v, self.filled
-        out = shared_prefix_attention(q, prefix_k, prefix_v, self.lengths, *suffix, self.prompt_of, scale, starts, self.group)
+        prefix, suffix = (self.prefix_k, self.prefix_v, self.lengths), (suffix_k, suffix_v, self.filled)
+        out = shared_prefix_attention(q.to(stored), *prefix, *suffix, self.prompt_of, scale, starts, self.group)
         return out.to(dtype)

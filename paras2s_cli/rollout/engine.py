@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from paras2s_cli.models.cache import Prefix
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 from paras2s_cli.rollout.cache import SharedCache
-from paras2s_cli.rollout.decode import Projections, decode
+from paras2s_cli.rollout.decode import decode
 from paras2s_cli.rollout.graphs import Graphs, bucket
-from paras2s_cli.rollout.rows import Rows
+from paras2s_cli.rollout.products import Products, products
+from paras2s_cli.rollout.rows import FORCED, Rows
 from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, draw, row_keys
 from paras2s_kernels import dispatch
 
@@ -96,22 +96,19 @@ class Engine:
         self.cache = SharedCache(model.config, shape.prompts, shape.width, shape.rows, shape.limit, weight.dtype, weight.device)
         self.rows = Rows(shape.rows, shape.limit, weight.device)
         self.limit = torch.tensor(shape.limit, device=weight.device)
-        self.audio_head = torch.empty_like(model.audio_head)
-        self.projections = Projections(model)
+        self.kind = _kind(model)
+        self.products = self._products(model, None)
         self.graphs = Graphs([*self.rows.tables(), self.cache.filled]) if records(self.device) else None
 
     def fits(self, model: SpeechLM, wanted: Shape) -> bool:
         """Whether there is room, of the model's kind."""
-        head = model.mimo_output.weight
-        same = (head.dtype, head.device, len(model.audio_ids)) == (self.audio_head.dtype, self.device, len(self.audio_head))
-        return same and wanted.union(self.shape) == self.shape
+        return _kind(model) == self.kind and wanted.union(self.shape) == self.shape
 
     def run(
         self, model: SpeechLM, prompts: Streams, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int, batch: int
     ) -> Rollouts:
         """`rollout`, in this engine's memory."""
-        self.audio_head.copy_(model.audio_head)
-        self.projections.load(model)
+        self.products = self._products(model, self.products)
         self.limit.fill_(limit)
         self.rows.alive.zero_()
         if self.graphs:
@@ -136,6 +133,9 @@ class Engine:
                 return results.rollouts()
             self._step(model, count, sampling)
 
+    def _products(self, model: SpeechLM, known: Products | None) -> Products:
+        return products(model, self.shape.rows, self.shape.width + self.shape.limit, known)
+
     def _free_slots(self, count: int) -> Tensor:
         """Prompts' places that no row in flight looks at."""
         used = torch.zeros(self.shape.prompts, dtype=torch.bool, device=self.device)
@@ -155,14 +155,15 @@ class Engine:
         """Prefills prompts and draws the first position of their rows, which stand from row `first` on."""
         positions, mask = causal(prompts.valid)
         layers = [Prefix() for _ in range(self.cache.layers)]
-        text, audio = model.hidden(model.embed(prompts), positions, mask, layers)
+        text, audio = model.hidden(model.embed(prompts), positions, mask, layers, last=True)
         lengths = positions[:, -1] + 1
-        self.cache.store_prompts(slots, layers, lengths)
+        self.cache.store_prompts(slots, layers, lengths, self.products.order)
         part = slice(first, first + len(slots) * group)
         answers = (numbers[:, None] * group + torch.arange(group, device=self.device)).flatten()
         self.rows.open(part, answers, keys[answers], lengths.repeat_interleave(group), model.specials.blank)
         self.cache.open(part, slots.repeat_interleave(group))
-        self._draw(model, part, text[:, -1].repeat_interleave(group, 0), audio[:, -1].repeat_interleave(group, 0), sampling)
+        words, codes = (x.repeat_interleave(group, 0) for x in (model.text_logits(text[:, 0]), model.audio_logits(audio[:, 0])))
+        self._draw(model, part, words, codes, sampling)
 
     @torch.inference_mode()
     def _step(self, model: SpeechLM, count: int, sampling: Sampling) -> None:
@@ -177,29 +178,28 @@ class Engine:
         """Feeds what the first `count` rows drew last, and draws their next position."""
         rows, part = self.rows, slice(0, count)
         x = model.model.embed_tokens(rows.audio[part]) + model.model.embed_tokens(rows.text[part])
-        position = rows.start[part] + self.cache.filled[part]
+        turns = self.products.turns(rows.start[part] + self.cache.filled[part])
         layers = self.cache.step(count, prompts)
         # no text is left to write in the second half of most answers; a graph cannot ask
         writing = self.graphs is not None or bool((rows.alive[part] & rows.writing[part]).any())
-        text, audio = decode(model, self.projections, x, position, layers, writing)
-        self._draw(model, part, text, audio, sampling, writing)
+        text, audio = decode(model.config, self.products, x, turns, layers, writing)
+        self._draw(model, part, text, audio, sampling)
 
-    def _draw(self, model: SpeechLM, part: slice, text: Tensor, audio: Tensor, sampling: Sampling, writing: bool = True) -> None:
-        """Draws one position of both streams from hidden states [N, D]. What is forced is drawn too, and thrown away."""
+    def _draw(self, model: SpeechLM, part: slice, text: Tensor | None, audio: Tensor, sampling: Sampling) -> None:
+        """Draws one position of both streams from their logits [N, V]; no text is blanks. What is forced is drawn too, and thrown away."""
         rows, blank = self.rows, model.specials.blank
         alive, key, step = rows.alive[part], rows.key[part], rows.step[part]
-        if writing:
-            columns, logprobs = draw(model.text_logits(text), key, step, TEXT, sampling.text)
+        numbers = rows.numbers(part)
+        words, word_logprobs = torch.full_like(step, blank), torch.full_like(step, FORCED, dtype=torch.float32)
+        if text is not None:
+            columns, logprobs = draw(text, key, step, TEXT, sampling.text, numbers[TEXT])
             free = alive & rows.writing[part]
-            rows.text[part] = torch.where(free, columns, blank)
-            rows.say(part, TEXT, rows.text[part], free, logprobs)
+            words, word_logprobs = torch.where(free, columns, blank), torch.where(free, logprobs, FORCED)
             rows.writing[part].logical_and_(columns != model.specials.text_eos)
-        else:
-            rows.text[part] = blank
-        columns, logprobs = draw(F.linear(audio, self.audio_head), key, step, AUDIO, sampling.audio)
+        columns, logprobs = draw(audio, key, step, AUDIO, sampling.audio, numbers[AUDIO])
         free = alive & (step >= model.config.kimia_mimo_audiodelaytokens)
-        rows.audio[part] = torch.where(free, model.audio_ids[columns], blank)
-        rows.say(part, AUDIO, rows.audio[part], free, logprobs)
+        codes, code_logprobs = torch.where(free, model.audio_ids[columns], blank), torch.where(free, logprobs, FORCED)
+        rows.say(part, words, codes, word_logprobs, code_logprobs)
         rows.speaking[part].logical_and_(~free | (columns < model.config.codes))
         step += alive
         alive &= rows.speaking[part] & (step < self.limit)
@@ -211,15 +211,14 @@ class _Results:
     def __init__(self, count: int, limit: int, blank: int, device: torch.device) -> None:
         self.limit = limit
         self.ids = torch.full((count, 2, limit), blank, device=device)
-        self.free = torch.zeros(count, 2, limit, dtype=torch.bool, device=device)
-        self.logprobs = torch.zeros(count, 2, limit, device=device)
+        self.logprobs = torch.full((count, 2, limit), FORCED, device=device)
         self.ended = torch.zeros(count, dtype=torch.bool, device=device)
         self.longest = torch.zeros((), dtype=torch.int64, device=device)
 
     def take(self, rows: Rows, ended: Tensor) -> None:
         """Answers of the rows of these numbers [N] int64."""
         answer = rows.answer[ended]
-        for mine, theirs in ((self.ids, rows.ids), (self.free, rows.free), (self.logprobs, rows.logprobs)):
+        for mine, theirs in ((self.ids, rows.ids), (self.logprobs, rows.logprobs)):
             mine[answer] = theirs[ended, :, : self.limit]
         self.ended[answer] = ~rows.speaking[ended]
         self.longest = torch.maximum(self.longest, rows.step[ended].max())
@@ -227,9 +226,16 @@ class _Results:
     def rollouts(self) -> Rollouts:
         """All of them, cut to the longest."""
         width = int(self.longest)
-        (text, audio), (text_free, audio_free) = self.ids[:, :, :width].unbind(1), self.free[:, :, :width].unbind(1)
-        text_logprobs, audio_logprobs = self.logprobs[:, :, :width].unbind(1)
+        text, audio = self.ids[:, :, :width].unbind(1)
+        free = self.logprobs[:, :, :width] != FORCED
+        text_free, audio_free = free.unbind(1)
+        text_logprobs, audio_logprobs = (self.logprobs[:, :, :width] * free).unbind(1)
         return Rollouts(Answers(audio, text, audio_free, text_free), text_logprobs, audio_logprobs, self.ended)
+
+
+def _kind(model: SpeechLM) -> tuple[object, ...]:
+    head = model.mimo_output.weight
+    return head.dtype, head.device, len(model.audio_ids)
 
 
 _engines: "WeakKeyDictionary[SpeechLM, Engine]" = WeakKeyDictionary()

@@ -10,7 +10,7 @@ from paras2s_kernels import dispatch, sample_logprob
 
 TEXT, AUDIO = 0, 1
 _GOLDEN = -7046029254386353131
-_BLOCK = 32
+_ZERO = torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,12 @@ def _cut(logits: Tensor, least: Tensor, drawn: Tensor | None) -> Tensor:
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def draw(logits: Tensor, keys: Tensor, step: int | Tensor, stream: int, warp: Warp) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, keys: Tensor, step: int | Tensor, stream: int, warp: Warp, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One token a row.
 
     Args:
-        logits: [B, V]. keys: [B], see `row_keys`. step: of all rows, or [B] int64.
+        logits: [B, V]. keys: [B], see `row_keys`. step: of all rows, or [B] int64. uniform: what `uniforms` gives for them, if that is
+            known: it is what plain torch draws by.
 
     Returns:
         columns [B] int64 and their log-probabilities [B] fp32 under the distribution sampled from (temperature 1 when greedy).
@@ -118,31 +119,20 @@ def draw(logits: Tensor, keys: Tensor, step: int | Tensor, stream: int, warp: Wa
     if warp.temperature not in (0, 1):
         logits = logits / warp.temperature
     shares = logits.softmax(-1)
-    columns = logits.argmax(-1) if warp.temperature == 0 else inverse(shares, uniforms(keys, step, stream))
+    if uniform is None:
+        uniform = uniforms(keys, step, stream)
+    columns = logits.argmax(-1) if warp.temperature == 0 else inverse(shares, uniform)
     return columns, shares.gather(1, columns[:, None])[:, 0].log()
 
 
 def inverse(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The inverse of the distribution function: [B] int64, the column that each number stands for.
-
-    By blocks of columns, whose sums are fp32 and added up in float64, and then within one in float64: every column has its share but
-    for fp32's rounding of that share, however rare it is.
+    """The inverse of the distribution function: [B] int64, the column that each number stands for. Sums are float64: every column has its
+    share but for fp32's rounding of that share, however rare it is.
 
     Args:
         weights: [B, V] fp32, at least 0. uniform: [B] float64 in [0, 1).
     """
-    rows, vocab = weights.shape
-    blocks = -(-vocab // _BLOCK)
-    wide = F.pad(weights, (0, blocks * _BLOCK - vocab)).view(rows, blocks, _BLOCK)
-    ends = wide.sum(-1).cumsum(-1, dtype=torch.float64)
-    target = uniform * ends[:, -1]
-    block = _first_above(ends, target)
-    before, after = F.pad(ends, (1, 0)).gather(1, torch.stack([block, block + 1], 1)).unbind(1)
-    inside = wide[torch.arange(rows, device=wide.device), block].cumsum(-1, dtype=torch.float64)
-    return block * _BLOCK + _first_above(inside, (target - before) / (after - before) * inside[:, -1])
-
-
-def _first_above(sums: Tensor, target: Tensor) -> Tensor:
-    """[B] the first column of sums [B, N] above the target [B]; rounding may have brought that to the last sum or beyond."""
-    below = torch.nextafter(sums[:, -1], torch.zeros((), dtype=sums.dtype, device=sums.device))
-    return torch.searchsorted(sums, torch.minimum(target, below)[:, None], right=True)[:, 0]
+    sums = weights.cumsum(-1, dtype=torch.float64)
+    # rounding may bring the target to the last sum, above which there is no column
+    below = torch.nextafter(sums[:, -1], _ZERO)
+    return torch.searchsorted(sums, torch.minimum(uniform * sums[:, -1], below)[:, None], right=True)[:, 0]

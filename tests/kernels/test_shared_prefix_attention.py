@@ -63,17 +63,17 @@ def test_it_is_attention_over_the_copied_prefix() -> None:
 
 BUGS = {
     "scale": ("(q * scale)", "(q * 1.0)"),
-    "unseen_counts": ("scores += planned.seen[:, :, None, None]", "pass"),
+    "unseen_counts": ("scores += planned.seen", "pass"),
     "unseen_values": ("x.masked_fill(prefix_outside[:, None, :, None], 0.0)", "x"),
-    "unseen_values_of_its_own": ("x[:, :, :longest].masked_fill(suffix_outside[:, None, :, None], 0.0)", "x"),
+    "unseen_values_of_its_own": ("x[:, :, :longest].masked_fill(suffix_outside[:, None, :, None], 0.0)", "x[:, :, :longest]"),
     "starts_ignored": ("torch.zeros_like(lengths) if starts is None else starts", "torch.zeros_like(lengths)"),
     "end_ignored": ("(position < first.unsqueeze(1)) | (position >= end.unsqueeze(1))", "position < first.unsqueeze(1)"),
     "unsorted_rows": ("index_copy_(0, order, of * group + rank)", "copy_(of * group + rank)"),
     "ranks_overlap": ("of * group + rank", "of * group"),
     "sorted_is_enough": ("bool(inside.all())", "bool(inside.any())"),
-    "result_not_taken_back": ("shared, own = shared[place], own[place]", "shared, own = shared[:rows], own[:rows]"),
+    "result_not_taken_back": ("x.flatten(0, 1)[place]", "x.flatten(0, 1)[:rows]"),
     "nothing_is_nan": ("planned.nothing is None", "True"),
-    "prefix_dropped": ("torch.baddbmm(shared.view(rows * kv, rep, dim), ", "torch.bmm("),
+    "prefix_dropped": ("shared.reshape(rows * kv, rep, dim).baddbmm_(", "torch.bmm("),
 }
 
 

@@ -10,6 +10,7 @@ from naive_lm import NaiveLM, legal
 from tiny_lm import CODES, double, random_frames, tiny_model
 
 from paras2s_cli.models.attention import attend
+from paras2s_cli.models.cache import Prefix
 from paras2s_cli.models.config import SpeechLMConfig
 from paras2s_cli.models.prompt import spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
@@ -49,6 +50,20 @@ def test_logits_are_those_of_the_naive_model_padded_or_not() -> None:
         np.testing.assert_allclose(text[i, keep].numpy(), wanted_text, atol=1e-5, rtol=0)  # the rotary tables are fp32
         np.testing.assert_allclose(audio[i, keep].numpy(), wanted_audio, atol=1e-5, rtol=0)
         assert np.abs(wanted_text).max() > 0.5 and np.abs(wanted_audio).max() > 0.5
+
+
+@torch.no_grad()
+def test_the_last_position_alone_is_that_of_all() -> None:
+    model = tiny_model()
+    streams = answered(model, [22, 9, 40])
+    given = model.embed(streams), *causal(streams.valid)
+    caches = [[Prefix() for _ in model.blocks()] for _ in range(2)]
+    alone, whole = model.hidden(*given, caches[0], last=True), model.hidden(*given, caches[1])
+    for some, everything in zip(alone, whole, strict=True):
+        torch.testing.assert_close(some, everything[:, -1:])
+    for some_seen, seen in zip(*caches, strict=True):
+        assert some_seen.keys is not None and seen.keys is not None
+        torch.testing.assert_close(some_seen.keys, seen.keys)
 
 
 @torch.no_grad()

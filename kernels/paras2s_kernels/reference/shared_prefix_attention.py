@@ -58,38 +58,41 @@ def spread(rows: Tensor, prompts: int, group: int, place: Tensor | None) -> Tens
 class Plan:
     """What depends on the lengths and on who belongs to whom, and not on the numbers: one for all layers of a step.
 
-    group, place: as from `grouping`. longest: positions of a suffix that any row sees. seen [P, G, S + longest], 0 or -inf: added to
-    the scores. nothing [B] bool: rows that see nothing, if there are any.
+    prompts: P. group, place: as from `grouping`. seen [P, G, 1, 1, S + longest], 0 or -inf: added to the scores; None is 0 everywhere.
+    nothing [B] bool: rows that see nothing, if there are any.
     """
 
+    prompts: int
     group: int
     place: Tensor | None
-    longest: int
-    seen: Tensor
-    nothing: Tensor | None
+    seen: Tensor | None
+    nothing: Tensor | None = None
 
 
-def attend(q: Tensor, prefix_k: Tensor, prefix_v: Tensor, suffix_k: Tensor, suffix_v: Tensor, scale: float, planned: Plan) -> Tensor:
-    """out [B, H, d]. What is not seen must be numbers all the same: 0 times NaN is NaN."""
+def attend(q: Tensor, prefix_k: Tensor, prefix_v: Tensor, suffix_k: Tensor, suffix_v: Tensor, planned: Plan) -> Tensor:
+    """out [B, H, d] of contiguous q that is scaled already, prefixes [P * kv, S, d] and suffixes [B * kv, longest, d]. What is not seen
+    must be numbers all the same: 0 times NaN is NaN."""
     rows, heads, dim = q.shape
-    prompts, kv, capacity, _ = prefix_k.shape
-    rep, group, place, longest = heads // kv, planned.group, planned.place, planned.longest
-    suffix_k, suffix_v = (x[:, :, :longest].flatten(0, 1) for x in (suffix_k, suffix_v))
+    parts, capacity = prefix_k.shape[:2]
+    longest, prompts, group, place = suffix_k.shape[1], planned.prompts, planned.group, planned.place
+    kv = parts // prompts
+    rep = heads // kv
 
-    q = (q * scale).reshape(rows * kv, rep, dim)
-    own = torch.bmm(q, suffix_k.transpose(1, 2)).view(rows, kv, rep, longest)
-    q = spread(q.view(rows, kv, rep, dim), prompts, group, place).transpose(1, 2).reshape(prompts * kv, group * rep, dim)
-    shared = torch.bmm(q, prefix_k.flatten(0, 1).transpose(1, 2)).view(prompts, kv, group, rep, capacity)
+    own = torch.bmm(q.view(rows * kv, rep, dim), suffix_k.mT).view(rows, kv, rep, longest)
+    q = spread(q.view(rows, kv, rep, dim), prompts, group, place).transpose(1, 2).reshape(parts, group * rep, dim)
+    shared = torch.bmm(q, prefix_k.mT).view(prompts, kv, group, rep, capacity)
     scores = torch.cat([shared.transpose(1, 2), spread(own, prompts, group, place)], -1)
-    scores += planned.seen[:, :, None, None]
+    if planned.seen is not None:
+        scores += planned.seen
     weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
 
-    shared = torch.bmm(weights[..., :capacity].transpose(1, 2).reshape(prompts * kv, group * rep, capacity), prefix_v.flatten(0, 1))
-    shared = shared.view(prompts, kv, group, rep, dim).transpose(1, 2).reshape(prompts * group, kv * rep, dim)
-    own = weights[..., capacity:].reshape(prompts * group, kv * rep, longest)
+    shared, own = weights.split((capacity, longest), -1)
+    shared = torch.bmm(shared.transpose(1, 2).reshape(parts, group * rep, capacity), prefix_v)
+    shared = shared.view(prompts, kv, group, rep, dim).transpose(1, 2)
     if place is not None:
-        shared, own = shared[place], own[place]
-    out = torch.baddbmm(shared.view(rows * kv, rep, dim), own.view(rows * kv, rep, longest), suffix_v).view(rows, heads, dim)
+        shared, own = (x.flatten(0, 1)[place] for x in (shared, own))
+    own = own.view(rows * kv, rep, longest)
+    out = shared.reshape(rows * kv, rep, dim).baddbmm_(own, suffix_v).view(rows, heads, dim)
     return out if planned.nothing is None else out.masked_fill_(planned.nothing[:, None, None], 0.0)
 
 
@@ -121,8 +124,8 @@ def forward(
     outside = torch.cat([prefix_outside[prompt_of], suffix_outside], 1)
     nothing = outside.all(1)
     seen = torch.zeros_like(outside, dtype=q.dtype).masked_fill_(outside, _NEG_INF)
-    planned = Plan(size, place, longest, spread(seen, prompts, size, place), nothing if bool(nothing.any()) else None)
+    planned = Plan(prompts, size, place, spread(seen, prompts, size, place)[:, :, None, None], nothing if bool(nothing.any()) else None)
     # what is not seen may be no number
-    prefix_k, prefix_v = (x.masked_fill(prefix_outside[:, None, :, None], 0.0) for x in (prefix_k, prefix_v))
-    suffix_k, suffix_v = (x[:, :, :longest].masked_fill(suffix_outside[:, None, :, None], 0.0) for x in (suffix_k, suffix_v))
-    return attend(q, prefix_k, prefix_v, suffix_k, suffix_v, scale, planned)
+    prefix_k, prefix_v = (x.masked_fill(prefix_outside[:, None, :, None], 0.0).flatten(0, 1) for x in (prefix_k, prefix_v))
+    suffix_k, suffix_v = (x[:, :, :longest].masked_fill(suffix_outside[:, None, :, None], 0.0).flatten(0, 1) for x in (suffix_k, suffix_v))
+    return attend((q * scale).contiguous(), prefix_k, prefix_v, suffix_k, suffix_v, planned)
