@@ -52,9 +52,10 @@ def test_logits_are_those_of_the_naive_model_padded_or_not() -> None:
         assert np.abs(wanted_text).max() > 0.5 and np.abs(wanted_audio).max() > 0.5
 
 
+@pytest.mark.parametrize("branch", [1, 2])
 @torch.no_grad()
-def test_the_last_position_alone_is_that_of_all() -> None:
-    model = tiny_model()
+def test_the_last_position_alone_is_that_of_all(branch: int) -> None:
+    model = tiny_model(branch=branch)
     streams = answered(model, [22, 9, 40])
     given = model.embed(streams), *causal(streams.valid)
     caches = [[Prefix() for _ in model.blocks()] for _ in range(2)]

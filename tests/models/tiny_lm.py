@@ -19,8 +19,8 @@ def tiny_tokenizer() -> TextTokenizer:
     return word_tokenizer(TEXTS)
 
 
-def tiny_model(seed: int = 1, delay: int = 3, hidden: int = 32) -> SpeechLM:
-    """2 shared, 1 text, 1 audio layer. Biases and norms are moved off 0 and 1, where a mistake in them would not show."""
+def tiny_model(seed: int = 1, delay: int = 3, hidden: int = 32, branch: int = 1) -> SpeechLM:
+    """2 shared layers, `branch` in each branch. Biases and norms are moved off 0 and 1, where a mistake in them would not show."""
     model = new_model(
         tiny_tokenizer(),
         codes=CODES,
@@ -28,8 +28,8 @@ def tiny_model(seed: int = 1, delay: int = 3, hidden: int = 32) -> SpeechLM:
         hidden_size=hidden,
         intermediate_size=48,
         shared_layers=2,
-        text_layers=1,
-        audio_layers=1,
+        text_layers=branch,
+        audio_layers=branch,
         heads=4,
         kv_heads=2,
         delay=delay,

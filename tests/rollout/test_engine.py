@@ -14,7 +14,8 @@ from tiny_lm import CODES, random_frames, tiny_model
 from paras2s_cli.models.prompt import codes_of, spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.rollout.engine import Rollouts, rollout
-from paras2s_cli.rollout.sampling import Sampling
+from paras2s_cli.rollout.rows import Rows
+from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, row_keys, uniforms
 
 LENGTHS = [22, 9, 41, 4, 30, 16, 12, 25]
 PLAIN = Sampling(1.0)
@@ -153,6 +154,16 @@ def test_a_row_does_not_depend_on_its_batch(sampling: Sampling) -> None:
             else:
                 assert b.audio[: len(a.audio)] == a.audio and b.text[: len(a.text)] == a.text
     assert batch.ended.sum() >= 4
+
+
+def test_a_rows_numbers_are_those_of_its_key_and_step() -> None:
+    rows = Rows(5, 9, torch.device("cpu"))
+    keys = row_keys(3, torch.arange(5))
+    rows.open(slice(0, 5), torch.arange(5), keys, torch.zeros(5, dtype=torch.int64), 0)
+    rows.step[:] = torch.tensor([0, 3, 8, 9, 1])
+    rows.keep(torch.tensor([1, 2, 4]))
+    for stream, numbers in zip((TEXT, AUDIO), rows.numbers(slice(0, 3)), strict=True):
+        assert numbers is not None and torch.equal(numbers, uniforms(keys[[1, 2, 4]], torch.tensor([3, 8, 1]), stream))
 
 
 def test_rows_seeds_and_groups_differ() -> None:
