@@ -134,7 +134,8 @@ class Engine:
             self._step(model, count, sampling)
 
     def _products(self, model: SpeechLM, known: Products | None) -> Products:
-        return products(model, self.shape.rows, self.shape.width + self.shape.limit, known)
+        # one place more: a row that has reached the limit rides along until its place is needed
+        return products(model, self.shape.rows, self.shape.width + self.shape.limit + 1, known)
 
     def _free_slots(self, count: int) -> Tensor:
         """Prompts' places that no row in flight looks at."""

@@ -75,6 +75,17 @@ def test_long_answers_do_not_hold_the_batch(fed: Iterator[list[int]]) -> None:
     assert counts == sorted(counts, reverse=True)
 
 
+@pytest.mark.parametrize("limit", [8, 14])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_were_cut_off_ride_along(dtype: torch.dtype, limit: int) -> None:
+    """Prompts without padding and answers up to the limit: no row has a place to spare."""
+    model = tiny_model().to(dtype)
+    rolled = run(model, [20] * 60, 2, limit=limit, batch=16)
+    assert 0 < int((~rolled.ended).sum()) < 120
+    if dtype is torch.float32:
+        same(rolled, run(model, [20] * 60, 2, limit=limit))
+
+
 def test_a_group_larger_than_the_batch_is_rolled_out_whole() -> None:
     model = tiny_model()
     same(run(model, LENGTHS[:2], 8, batch=3), run(model, LENGTHS[:2], 8))
