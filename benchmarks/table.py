@@ -65,6 +65,12 @@ def roofs_of(rows: Iterable[Row]) -> dict[str, float]:
     return found
 
 
+def versions_of(report: Mapping[str, Any]) -> str:
+    """The packages of `conftest.py` with their versions."""
+    packages = (report.get("machine_info") or {}).get("packages") or {}
+    return ", ".join(f"{name} {version}" for name, version in packages.items())
+
+
 def lines_of(rows: list[Row]) -> list[list[str]]:
     """Cells of the table, grouped, ours first."""
     roofs, lines = roofs_of(rows), []
@@ -96,9 +102,12 @@ def main() -> None:
     parser.add_argument("reports", type=Path, nargs="+")
     given = parser.parse_args()
     rows: list[Row] = []
+    versions: set[str] = set()
     for path in given.reports:
         try:
-            rows += rows_of(json.loads(path.read_text(encoding="utf-8")))
+            report = json.loads(path.read_text(encoding="utf-8"))
+            rows += rows_of(report)
+            versions.add(versions_of(report))
         except OSError as error:
             parser.error(f"{path} cannot be read ({error.strerror})")
         except (ValueError, KeyError, TypeError) as error:
@@ -111,6 +120,8 @@ def main() -> None:
     seen = {(row.extra.get("device"), row.extra.get("torch")) for row in rows} - {(None, None)}
     for device, version in sorted(seen, key=str):
         console.print(f"device {device}, torch {version}")
+    for line in sorted(versions - {""}):
+        console.print(line)
 
 
 if __name__ == "__main__":

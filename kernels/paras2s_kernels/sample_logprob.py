@@ -46,7 +46,8 @@ def sample_logprob(
     float32: where the two best ids of the race are within about 1e-5 of each other (relative; as rare as that), or the nucleus ends
     within 1e-6 of top_p, two devices may draw differently. Each is a right draw.
 
-    ValueError names the argument that has a wrong shape, dtype, stride, device or value.
+    ValueError names the argument that has a wrong shape, dtype, stride, device or value. Triton does not look at the values of a tensor
+    of steps, as it would have to wait for the GPU; it takes their low 32 bits.
     """
     _check(logits, row_ids, step, temperature, top_k, top_p)
     if not -(2**63) <= seed < 2**63:
@@ -58,6 +59,8 @@ def sample_logprob(
     if torch.compiler.is_compiling() or dispatch.choose(logits.device) == "triton":
         ids, logprob = torch.ops.paras2s.sample_logprob(*arguments)
         return ids, logprob
+    if bool((steps < 0).any()) or bool((steps >= 2**32).any()):
+        raise ValueError(f"step: expected numbers in [0, 2^32), got {int(steps.min())} to {int(steps.max())}")
     with torch.no_grad():
         return _reference.forward(*arguments)
 

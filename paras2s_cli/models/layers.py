@@ -79,7 +79,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValues | None = None, last: bool = False) -> Tensor:
-        """x [B, T, D] -> [B, T, D]; `last` is for the last position alone, [B, 1, D]: the cache takes in all the same."""
+        """x [B, T, D] -> [B, T, D]; `last` is for the last position alone, [B, 1, D]; the cache takes in all."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return self._compute(x, cos, sin, mask, cache, last)
         assert cache is None or isinstance(cache, Prefix)

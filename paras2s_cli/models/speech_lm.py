@@ -191,7 +191,7 @@ class SpeechLM(nn.Module):
         Args:
             x: [B, T, D] embeddings. positions: [B, T] int64. mask: [B, 1, T, S] bool, True where a query may look.
             caches: one a layer: shared, text branch, audio branch; S counts what they hold.
-            last: only the last position is asked for, and a branch's last layer goes no further with the others.
+            last: for the last position alone: a branch's last layer computes no other beyond its attention.
 
         Returns:
             text, audio: [B, T, D] each, or [B, 1, D].

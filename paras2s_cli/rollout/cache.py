@@ -98,7 +98,7 @@ class SharedCache:
         if isinstance(at, int):
             self.seen[:rows, capacity + at] = 0
             if not self._padded:
-                return reference.Plan(prompts, *self._grouping, None)
+                return reference.Plan(prompts, *self._grouping)
         else:
             self.seen[self._every_row[:rows], capacity + at] = 0
         seen = self.seen[:rows, capacity - self.width : capacity + longest]
@@ -106,8 +106,8 @@ class SharedCache:
 
 
 class SharedLayer:
-    """One layer of a `SharedCache` in a step of one position a row: `at` is where each row's keys and values go, `longest` how many
-    positions the row with the most has then."""
+    """One layer of a `SharedCache` in a step of one position a row: `at` is where each row's keys and values go. For the reference
+    alone, `longest` is how many positions the row with the most has then."""
 
     at: int | Tensor
     longest: int

@@ -7,13 +7,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from paras2s_cli.errors import UsageError
 from paras2s_cli.models.cache import Prefix
 from paras2s_cli.models.prompt import Answers
 from paras2s_cli.models.speech_lm import SpeechLM, Streams, causal
 from paras2s_cli.rollout.cache import SharedCache
 from paras2s_cli.rollout.decode import decode
 from paras2s_cli.rollout.graphs import Graphs, bucket
-from paras2s_cli.rollout.products import Products, products
+from paras2s_cli.rollout.products import Products, products, reusable
 from paras2s_cli.rollout.rows import FORCED, Rows
 from paras2s_cli.rollout.sampling import AUDIO, TEXT, Sampling, draw, row_keys
 from paras2s_kernels import dispatch
@@ -35,6 +36,7 @@ class Rollouts:
     ended: Tensor
 
 
+@torch.inference_mode(False)  # memory that is kept must serve outside of a caller's inference mode too
 @torch.no_grad()
 def rollout(
     model: SpeechLM,
@@ -53,6 +55,9 @@ def rollout(
         row_ids: [P * group] int64, the identity of each answer: the draw depends on (seed, row id, step, stream) only.
         limit: positions an answer may have at most.
         batch: rows in flight at most; a whole group is.
+
+    Raises:
+        UsageError: the model's logits are no numbers.
     """
     count, width = prompts.audio.shape
     groups = min(max(1, batch // group), count)
@@ -88,7 +93,7 @@ def records(device: torch.device) -> bool:
 
 
 class Engine:
-    """Memory for a model's rollouts. It does not hold the model: weights are read where they are, as they are."""
+    """Memory for a model's rollouts, and its weights as `products` has them: not the model itself, which may go."""
 
     def __init__(self, model: SpeechLM, shape: Shape) -> None:
         weight = model.lm_head.weight
@@ -97,18 +102,24 @@ class Engine:
         self.rows = Rows(shape.rows, shape.limit, weight.device)
         self.limit = torch.tensor(shape.limit, device=weight.device)
         self.kind = _kind(model)
-        self.products = self._products(model, None)
+        self.products: Products | None = None
         self.graphs = Graphs([*self.rows.tables(), self.cache.filled]) if records(self.device) else None
 
     def fits(self, model: SpeechLM, wanted: Shape) -> bool:
         """Whether there is room, of the model's kind."""
         return _kind(model) == self.kind and wanted.union(self.shape) == self.shape
 
+    def take_weights(self, model: SpeechLM) -> None:
+        """Those that the model has now; what it had is forgotten."""
+        known, self.products = reusable(self.products), None
+        # one place more: a row that has reached the limit rides along until its place is needed
+        self.products = products(model, self.shape.rows, self.shape.width + self.shape.limit + 1, known)
+
     def run(
         self, model: SpeechLM, prompts: Streams, group: int, sampling: Sampling, seed: int, row_ids: Tensor, limit: int, batch: int
     ) -> Rollouts:
         """`rollout`, in this engine's memory."""
-        self.products = self._products(model, self.products)
+        self.take_weights(model)
         self.limit.fill_(limit)
         self.rows.alive.zero_()
         if self.graphs:
@@ -133,10 +144,6 @@ class Engine:
                 return results.rollouts()
             self._step(model, count, sampling)
 
-    def _products(self, model: SpeechLM, known: Products | None) -> Products:
-        # one place more: a row that has reached the limit rides along until its place is needed
-        return products(model, self.shape.rows, self.shape.width + self.shape.limit + 1, known)
-
     def _free_slots(self, count: int) -> Tensor:
         """Prompts' places that no row in flight looks at."""
         used = torch.zeros(self.shape.prompts, dtype=torch.bool, device=self.device)
@@ -155,6 +162,7 @@ class Engine:
     ) -> None:
         """Prefills prompts and draws the first position of their rows, which stand from row `first` on."""
         positions, mask = causal(prompts.valid)
+        assert self.products is not None
         layers = [Prefix() for _ in range(self.cache.layers)]
         text, audio = model.hidden(model.embed(prompts), positions, mask, layers, last=True)
         lengths = positions[:, -1] + 1
@@ -177,6 +185,7 @@ class Engine:
 
     def _forward(self, model: SpeechLM, count: int, prompts: int, sampling: Sampling) -> None:
         """Feeds what the first `count` rows drew last, and draws their next position."""
+        assert self.products is not None
         rows, part = self.rows, slice(0, count)
         x = model.model.embed_tokens(rows.audio[part]) + model.model.embed_tokens(rows.text[part])
         turns = self.products.turns(rows.start[part] + self.cache.filled[part])
@@ -227,6 +236,10 @@ class _Results:
     def rollouts(self) -> Rollouts:
         """All of them, cut to the longest."""
         width = int(self.longest)
+        if not bool(self.logprobs.isfinite().all()):
+            raise UsageError(
+                "the model's logits are not finite: it has diverged; go on from an earlier checkpoint, at a lower learning rate"
+            )
         text, audio = self.ids[:, :, :width].unbind(1)
         free = self.logprobs[:, :, :width] != FORCED
         text_free, audio_free = free.unbind(1)

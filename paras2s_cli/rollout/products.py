@@ -52,16 +52,26 @@ class Products(Protocol):
         ...
 
 
-def products(model: SpeechLM, rows: int, places: int, known: Products | None) -> Products:
-    """A model's, with its weights as they are now, for steps of about so many rows at positions below `places`. What is `known` of the last
-    ones for as many stays where it is, where that matters: for CUDA graphs."""
+def products(model: SpeechLM, rows: int, places: int, known: "AsTheyAre | None") -> Products:
+    """A model's, with its weights as they are now, for steps of about so many rows at positions below `places`. Packing takes about as
+    long as two steps, and is done by device and dtype: it is not among what PARAS2S_KERNELS chooses.
+
+    Args:
+        known: the last ones that `reusable` gave, of the same model and places: copies that CUDA graphs have recorded stay where they are.
+    """
     weight = model.lm_head.weight
     plain = all(type(layer) is nn.Linear for block in _blocks(model) for layer in _linears(block))
     if plain and weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return Packed(model, rows, places)
-    kept = known if isinstance(known, AsTheyAre) else AsTheyAre(model, places)
-    kept.load(model)
-    return kept
+    if known is None:
+        return AsTheyAre(model, places)
+    known.load(model)
+    return known
+
+
+def reusable(known: Products | None) -> "AsTheyAre | None":
+    """What of the last products the next can take over; packed ones are made anew, and nothing should hold them then."""
+    return known if isinstance(known, AsTheyAre) else None
 
 
 class AsTheyAre:
@@ -74,7 +84,7 @@ class AsTheyAre:
         self.blocks = [SideBySide(block) for block in _blocks(model)]
         self.table = torch.stack(_rotary(model, places))
         self.norms = model.model.norm, model.model.mimo_norm
-        self.text_head, self.audio_head = model.text_head.detach(), torch.empty_like(model.audio_head)
+        self.text_head, self.audio_head = model.text_head.detach(), model.audio_head.detach()
 
     def load(self, model: SpeechLM) -> None:
         """Takes over the model's weights as they are now."""
@@ -133,7 +143,7 @@ class Packed:
 
     def __init__(self, model: SpeechLM, rows: int, places: int) -> None:
         half = model.config.head_dim // 2
-        self.order = torch.arange(2 * half).view(2, half).T.flatten()
+        self.order = torch.arange(2 * half, device="cpu").view(2, half).T.flatten()
         cos, sin = _rotary(model, places)
         self.table = torch.complex(cos[..., :half], sin[..., half:])
         self.blocks = [PackedBlock(block, rows, self.order) for block in _blocks(model)]
@@ -156,8 +166,9 @@ class PackedBlock:
     def __init__(self, block: Block, rows: int, order: Tensor) -> None:
         attention, mlp = block.self_attn, block.mlp
         heads, kv, dim = self.shape = attention.heads, attention.kv_heads, attention.head_dim
-        turning = torch.arange((heads + kv) * dim).view(-1, dim)[:, order].flatten()
-        places = torch.cat([turning, torch.arange((heads + kv) * dim, (heads + 2 * kv) * dim)])
+        places = torch.arange((heads + 2 * kv) * dim, device="cpu").view(-1, dim)
+        places[: heads + kv] = places[: heads + kv, order]
+        places = places.flatten()
         self.looking, self.feeding = Directions(block.input_layernorm), Directions(block.post_attention_layernorm)
         self.qkv = _pack(self.looking.into(torch.cat([x.weight for x in _parts(block)])[places]), rows)
         self.bias = torch.cat([x.bias for x in _parts(block)])[places]
@@ -188,7 +199,7 @@ class Directions:
     def __init__(self, norm: nn.RMSNorm) -> None:
         width = norm.weight.shape[0]
         eps = torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
-        self.floor = torch.tensor(math.sqrt(width * eps), dtype=norm.weight.dtype)
+        self.floor = norm.weight.new_tensor(math.sqrt(width * eps))
         self.scale = math.sqrt(width) * norm.weight.detach()
 
     def into(self, weight: Tensor) -> Tensor:

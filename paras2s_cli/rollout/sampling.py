@@ -10,7 +10,6 @@ from paras2s_kernels import dispatch, sample_logprob
 
 TEXT, AUDIO = 0, 1
 _GOLDEN = -7046029254386353131
-_ZERO = torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,5 +133,6 @@ def inverse(weights: Tensor, uniform: Tensor) -> Tensor:
     """
     sums = weights.cumsum(-1, dtype=torch.float64)
     # rounding may bring the target to the last sum, above which there is no column
-    below = torch.nextafter(sums[:, -1], _ZERO)
-    return torch.searchsorted(sums, torch.minimum(uniform * sums[:, -1], below)[:, None], right=True)[:, 0]
+    below = torch.nextafter(sums[:, -1], sums.new_zeros(()))
+    columns = torch.searchsorted(sums, torch.minimum(uniform * sums[:, -1], below)[:, None], right=True)[:, 0]
+    return columns.clamp_(max=weights.shape[1] - 1)  # weights that are no numbers have no column

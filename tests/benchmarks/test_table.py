@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.table import lines_of, rows_of
+from benchmarks.table import lines_of, rows_of, versions_of
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "table.py"
 
@@ -48,6 +48,11 @@ def test_groups_without_a_name_are_those_of_the_other_parameters() -> None:
     for one, name, size in zip(some, ("engine", "loop"), (8, 8), strict=True):
         one["params"] = {"name": name, "prompts": size}
     assert [[*line[:2], line[5]] for line in lines_of(rows_of({"benchmarks": some}))] == [["it 8", "engine", ""], ["it 8", "loop", "2.00"]]
+
+
+def test_versions_of_packages() -> None:
+    assert versions_of({**REPORT, "machine_info": {"packages": {"torch": "2.13.0", "triton": "3.6.0"}}}) == "torch 2.13.0, triton 3.6.0"
+    assert versions_of(REPORT) == ""
 
 
 def test_rounds_must_be_there() -> None:

@@ -172,6 +172,8 @@ GOOD = {"logits": torch.zeros(2, 5), "seed": 0, "row_ids": ROWS, "step": 0, "str
         ("step", torch.zeros(2), "expected int64"),
         ("step", -1, "expected"),
         ("step", 2**32, "expected"),
+        ("step", torch.tensor([3, 2**32]), "expected"),
+        ("step", torch.tensor([-1, 3]), "expected"),
         ("seed", 2**63, "expected"),
         ("stream", -1, "expected"),
         ("stream", 1024, "expected"),

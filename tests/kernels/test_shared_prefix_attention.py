@@ -47,6 +47,13 @@ def test_reference_a_row_that_sees_nothing_is_zero(function) -> None:
     assert not oracle.check(case, function)[3].any()
 
 
+def test_under_autocast() -> None:
+    case = oracle.make_case((2, 2))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = shared_prefix_attention(*case.arguments)
+    torch.testing.assert_close(out.float(), shared_prefix_attention(*case.arguments), atol=0.03, rtol=0)
+
+
 def test_order_of_the_rows_changes_nothing() -> None:
     case = oracle.make_case((2, 2, 2), padding="left", ragged=True)
     out = shared_prefix_attention(*oracle.in_other_order(case).arguments)
@@ -73,7 +80,7 @@ BUGS = {
     "sorted_is_enough": ("bool(inside.all())", "bool(inside.any())"),
     "result_not_taken_back": ("x.flatten(0, 1)[place]", "x.flatten(0, 1)[:rows]"),
     "nothing_is_nan": ("planned.nothing is None", "True"),
-    "prefix_dropped": ("shared.reshape(rows * kv, rep, dim).baddbmm_(", "torch.bmm("),
+    "prefix_dropped": ("torch.baddbmm(shared.reshape(rows * kv, rep, dim), ", "torch.bmm("),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from naive_lm import NaiveLM, legal, log_softmax
 from tiny_lm import CODES, random_frames, tiny_model
 
+from paras2s_cli.errors import UsageError
 from paras2s_cli.models.prompt import codes_of, spoken_queries
 from paras2s_cli.models.speech_lm import SpeechLM
 from paras2s_cli.rollout.engine import Rollouts, rollout
@@ -182,3 +183,22 @@ def test_codes_are_those_between_the_delay_and_the_end() -> None:
     for i, codes in enumerate(codes_of(rolled.answers, model.config)):
         row = row_of(rolled, i)
         assert row.ended and codes.tolist() == [x - model.config.kimia_token_offset for x in row.audio[3:-1]]
+
+
+def test_a_model_that_has_diverged_is_told_of() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.mimo_norm.weight[3] = torch.nan
+    with pytest.raises(UsageError, match="not finite"):
+        run(model, LENGTHS[:2], range(4))
+
+
+def test_memory_made_under_inference_mode_serves_outside() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model().to(dtype)
+        prompts = spoken_queries(random_frames([12, 9]), model.config, model.specials)
+        prompts.features = None if prompts.features is None else prompts.features.to(dtype)
+        given = {"group": 2, "sampling": PLAIN, "seed": 1, "row_ids": torch.arange(4), "limit": 6}
+        with torch.inference_mode():
+            first = rollout(model, prompts, **given)
+        assert torch.equal(first.answers.audio, rollout(model, prompts, **given).answers.audio)

@@ -24,7 +24,10 @@ SAMPLINGS = [
 def engine_without_memory(monkeypatch: pytest.MonkeyPatch) -> Engine:
     """As on a GPU: the kernels' operators, and a step that does not look what is left to write."""
     monkeypatch.setattr(dispatch, "choose", lambda device: "triton")
-    engine = Engine(tiny_model().to("meta"), Shape(rows=16, prompts=4, width=20, limit=14))
+    model = tiny_model().to("meta")
+    engine = Engine(model, Shape(rows=16, prompts=4, width=20, limit=14))
+    with torch.no_grad():
+        engine.take_weights(model)
     monkeypatch.setattr(engine, "graphs", object())
     return engine
 

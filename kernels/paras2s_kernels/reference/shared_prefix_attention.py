@@ -64,8 +64,8 @@ class Plan:
 
     prompts: int
     group: int
-    place: Tensor | None
-    seen: Tensor | None
+    place: Tensor | None = None
+    seen: Tensor | None = None
     nothing: Tensor | None = None
 
 
@@ -92,7 +92,7 @@ def attend(q: Tensor, prefix_k: Tensor, prefix_v: Tensor, suffix_k: Tensor, suff
     if place is not None:
         shared, own = (x.flatten(0, 1)[place] for x in (shared, own))
     own = own.view(rows * kv, rep, longest)
-    out = shared.reshape(rows * kv, rep, dim).baddbmm_(own, suffix_v).view(rows, heads, dim)
+    out = torch.baddbmm(shared.reshape(rows * kv, rep, dim), own, suffix_v).view(rows, heads, dim)
     return out if planned.nothing is None else out.masked_fill_(planned.nothing[:, None, None], 0.0)
 
 
