@@ -120,8 +120,8 @@ def main() -> None:
     seen = {(row.extra.get("device"), row.extra.get("torch")) for row in rows} - {(None, None)}
     for device, version in sorted(seen, key=str):
         console.print(f"device {device}, torch {version}")
-    for line in sorted(versions - {""}):
-        console.print(line)
+    for packages in sorted(versions - {""}):
+        console.print(packages)
 
 
 if __name__ == "__main__":
