@@ -1,5 +1,7 @@
 """Keys and values of a rollout: each prompt's stand there once for all its answers, each answer's own behind them."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -80,14 +82,17 @@ class SharedCache:
         if self._views is None or self._views[:2] != (rows, prompts):
             self._views, self._grouping = (rows, prompts, [SharedLayer(self, i, rows, prompts) for i in range(self.layers)]), None
         layers = self._views[2]
-        at: int | Tensor = places
-        planned, longest = None, room
-        if dispatch.choose(self.suffix.device) != "triton":
-            first, last = (int(x) for x in places.aminmax())
-            at, longest = first if first == last else places, last + 1
-            planned = self._plan(rows, prompts, at, longest)
-        for layer in layers:
-            layer.at, layer.longest, layer.planned = at, longest, planned
+        if dispatch.choose(self.suffix.device) == "triton":
+            for layer in layers:
+                layer.at, layer.planned = places, None
+            return layers
+        first, last = (int(x) for x in places.aminmax())
+        planned = self._plan(rows, prompts, first if first == last else places, last + 1)
+        # all layers' views at once: one by one they would be a tenth of a small model's step
+        own = self.suffix[:, :, :rows, :, : last + 1].flatten(2, 3).flatten(0, 1).unbind()
+        here = self.suffix[:, :, :rows, :, first].flatten(0, 1).unbind() if first == last else [None] * len(own)
+        for i, layer in enumerate(layers):
+            layer.at, layer.planned, layer.own, layer.here = places, planned, own[2 * i : 2 * i + 2], here[2 * i : 2 * i + 2]
         return layers
 
     def _plan(self, rows: int, prompts: int, at: int | Tensor, longest: int) -> reference.Plan:
@@ -106,18 +111,21 @@ class SharedCache:
 
 
 class SharedLayer:
-    """One layer of a `SharedCache` in a step of one position a row: `at` is where each row's keys and values go. For the reference
-    alone, `longest` is how many positions the row with the most has then."""
+    """One layer of a `SharedCache` in a step of one position a row. at [rows] int64: where each row's keys and values go.
 
-    at: int | Tensor
-    longest: int
+    For the reference alone, of keys and of values: own [rows * kv_heads, L, head_dim], L positions as the row with the most has then;
+    here [rows, kv_heads, head_dim], the place that they go to, if it is one for all.
+    """
+
+    at: Tensor
     planned: reference.Plan | None
+    own: Sequence[Tensor]
+    here: Sequence[Tensor | None]
 
     def __init__(self, cache: SharedCache, layer: int, rows: int, prompts: int) -> None:
         prefix = cache.prefix[layer, :, :prompts, :, cache.prefix.shape[4] - cache.width :]
-        suffix = cache.suffix[layer, :, :rows]
-        (self.prefix_k, self.prefix_v), (self.suffix_k, self.suffix_v) = prefix, suffix
-        self.prefixes, self.suffixes = prefix.flatten(1, 2).unbind(), suffix.flatten(1, 2).unbind()
+        (self.prefix_k, self.prefix_v), (self.suffix_k, self.suffix_v) = prefix, cache.suffix[layer, :, :rows]
+        self.prefixes = prefix.flatten(1, 2).unbind()
         self.row, self.filled, self.prompt_of = cache._every_row[:rows], cache.filled[:rows], cache.prompt_of[:rows]
         self.lengths, self.width, self.group = cache.lengths[:prompts], cache.width, cache.group
 
@@ -125,15 +133,15 @@ class SharedLayer:
         """Stores k, v [rows, kv_heads, head_dim] and lets q [rows, H, head_dim] look at its prompt and its row."""
         suffix_k, suffix_v = self.suffix_k, self.suffix_v
         dtype, stored, scale = q.dtype, suffix_k.dtype, q.shape[-1] ** -0.5
-        if isinstance(self.at, int):
-            suffix_k.select(2, self.at).copy_(k)
-            suffix_v.select(2, self.at).copy_(v)
-        else:
+        here_k, here_v = self.here if self.planned is not None else (None, None)
+        if here_k is None or here_v is None:
             suffix_k[self.row, :, self.at], suffix_v[self.row, :, self.at] = k.to(stored), v.to(stored)
+        else:
+            here_k.copy_(k)
+            here_v.copy_(v)
         if self.planned is not None:
-            own_k, own_v = (x.narrow(1, 0, self.longest) for x in self.suffixes)
             q = (q.to(stored) * scale).contiguous()
-            return reference.attend(q, self.prefixes[0], self.prefixes[1], own_k, own_v, self.planned).to(dtype)
+            return reference.attend(q, self.prefixes[0], self.prefixes[1], self.own[0], self.own[1], self.planned).to(dtype)
         starts = self.width - self.lengths
         prefix, suffix = (self.prefix_k, self.prefix_v, self.lengths), (suffix_k, suffix_v, self.filled)
         out = shared_prefix_attention(q.to(stored), *prefix, *suffix, self.prompt_of, scale, starts, self.group)

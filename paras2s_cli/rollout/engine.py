@@ -200,8 +200,9 @@ class Engine:
         rows, blank = self.rows, model.specials.blank
         alive, key, step = rows.alive[part], rows.key[part], rows.step[part]
         numbers = rows.numbers(part)
-        words, word_logprobs = torch.full_like(step, blank), torch.full_like(step, FORCED, dtype=torch.float32)
-        if text is not None:
+        if text is None:
+            words, word_logprobs = torch.full_like(step, blank), torch.full_like(step, FORCED, dtype=torch.float32)
+        else:
             columns, logprobs = draw(text, key, step, TEXT, sampling.text, numbers[TEXT])
             free = alive & rows.writing[part]
             words, word_logprobs = torch.where(free, columns, blank), torch.where(free, logprobs, FORCED)

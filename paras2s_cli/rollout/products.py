@@ -216,7 +216,8 @@ def _pack(weight: Tensor, rows: int) -> Tensor:
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "")
+    # by its one overload: to find that takes a third of what a small product does
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, activation, [], "")
     return out
 
 
