@@ -111,9 +111,8 @@ def test_ratio(prompts: int) -> None:
     print(f"\n{prompts} prompts x {GROUP}, {threads} threads: engine {own:.3f} s, {speed:.0f} positions/s")
     for name, seconds in took.items():
         print(f"  {name}: {median(seconds):.3f} s, {median(seconds) / own:.2f} x the engine's")
-    # a loop that reads prompts once has one of the engine's own ideas
     best = min(median(s) for name, s in took.items() if name != "engine")
-    # prompts that are read once are one of the engine's own ideas
+    # a loop that reads prompts once has one of the engine's own ideas
     others = min(median(s) for name, s in took.items() if name not in ("engine", "plain loop, prompts read once"))
     print(
         f"  the best of those that read every row's prompt: {others / own:.2f} x (wanted: {TARGETS[prompts]}); of all: {best / own:.2f} x"

@@ -59,8 +59,6 @@ def sample_logprob(
     if torch.compiler.is_compiling() or dispatch.choose(logits.device) == "triton":
         ids, logprob = torch.ops.paras2s.sample_logprob(*arguments)
         return ids, logprob
-    if bool((steps < 0).any()) or bool((steps >= 2**32).any()):
-        raise ValueError(f"step: expected numbers in [0, 2^32), got {int(steps.min())} to {int(steps.max())}")
     with torch.no_grad():
         return _reference.forward(*arguments)
 

@@ -151,10 +151,9 @@ class SpeechLM(nn.Module):
     def checkpoint_blocks(self, on: bool) -> None:
         """Whether layers keep what is within them for the backward, or compute it again: less memory for a third more time."""
         for block in self.blocks():
-            assert isinstance(block, Block)
             block.checkpointing = on
 
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[Block]:
         """All layers of both branches."""
         return [*self.model.layers, *self.model.mimo_layers]
 

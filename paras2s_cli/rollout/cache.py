@@ -84,7 +84,7 @@ class SharedCache:
         layers = self._views[2]
         if dispatch.choose(self.suffix.device) == "triton":
             for layer in layers:
-                layer.at, layer.planned = places, None
+                layer.at, layer.planned, layer.here = places, None, (None, None)
             return layers
         first, last = (int(x) for x in places.aminmax())
         planned = self._plan(rows, prompts, first if first == last else places, last + 1)
@@ -113,8 +113,8 @@ class SharedCache:
 class SharedLayer:
     """One layer of a `SharedCache` in a step of one position a row. at [rows] int64: where each row's keys and values go.
 
-    For the reference alone, of keys and of values: own [rows * kv_heads, L, head_dim], L positions as the row with the most has then;
-    here [rows, kv_heads, head_dim], the place that they go to, if it is one for all.
+    Of keys and of values: here [rows, kv_heads, head_dim], the place that they go to, where it is known to be one for all; for the
+    reference alone, own [rows * kv_heads, L, head_dim], L positions as the row with the most has then.
     """
 
     at: Tensor
@@ -133,7 +133,7 @@ class SharedLayer:
         """Stores k, v [rows, kv_heads, head_dim] and lets q [rows, H, head_dim] look at its prompt and its row."""
         suffix_k, suffix_v = self.suffix_k, self.suffix_v
         dtype, stored, scale = q.dtype, suffix_k.dtype, q.shape[-1] ** -0.5
-        here_k, here_v = self.here if self.planned is not None else (None, None)
+        here_k, here_v = self.here
         if here_k is None or here_v is None:
             suffix_k[self.row, :, self.at], suffix_v[self.row, :, self.at] = k.to(stored), v.to(stored)
         else:

@@ -28,12 +28,20 @@ class Rollouts:
     """Sampled answers: rows of one prompt stand side by side. Log-probabilities are [B, L] fp32, 0 where a token was forced.
 
     ended: [B] bool, False where the answer was cut off at the limit.
+
+    UsageError for log-probabilities that are no numbers.
     """
 
     answers: Answers
     text_logprobs: Tensor
     audio_logprobs: Tensor
     ended: Tensor
+
+    def __post_init__(self) -> None:
+        if not all(bool(logprobs.isfinite().all()) for logprobs in (self.text_logprobs, self.audio_logprobs)):
+            raise UsageError(
+                "the model's logits are not finite: it has diverged; go on from an earlier checkpoint, at a lower learning rate"
+            )
 
 
 @torch.inference_mode(False)  # memory that is kept must serve outside of a caller's inference mode too
@@ -237,10 +245,6 @@ class _Results:
     def rollouts(self) -> Rollouts:
         """All of them, cut to the longest."""
         width = int(self.longest)
-        if not bool(self.logprobs.isfinite().all()):
-            raise UsageError(
-                "the model's logits are not finite: it has diverged; go on from an earlier checkpoint, at a lower learning rate"
-            )
         text, audio = self.ids[:, :, :width].unbind(1)
         free = self.logprobs[:, :, :width] != FORCED
         text_free, audio_free = free.unbind(1)

@@ -60,7 +60,7 @@ def products(model: SpeechLM, rows: int, places: int, known: "AsTheyAre | None")
         known: the last ones that `reusable` gave, of the same model and places: copies that CUDA graphs have recorded stay where they are.
     """
     weight = model.lm_head.weight
-    plain = all(type(layer) is nn.Linear for block in _blocks(model) for layer in _linears(block))
+    plain = all(type(layer) is nn.Linear for block in model.blocks() for layer in _linears(block))
     if plain and weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return Packed(model, rows, places)
     if known is None:
@@ -81,7 +81,7 @@ class AsTheyAre:
     order = None
 
     def __init__(self, model: SpeechLM, places: int) -> None:
-        self.blocks = [SideBySide(block) for block in _blocks(model)]
+        self.blocks = [SideBySide(block) for block in model.blocks()]
         self.table = torch.stack(_rotary(model, places))
         self.norms = model.model.norm, model.model.mimo_norm
         self.text_head, self.audio_head = model.text_head.detach(), model.audio_head.detach()
@@ -146,7 +146,7 @@ class Packed:
         self.order = torch.arange(2 * half, device="cpu").view(2, half).T.flatten()
         cos, sin = _rotary(model, places)
         self.table = torch.complex(cos[..., :half], sin[..., half:])
-        self.blocks = [PackedBlock(block, rows, self.order) for block in _blocks(model)]
+        self.blocks = [PackedBlock(block, rows, self.order) for block in model.blocks()]
         self.text, self.audio = Directions(model.model.norm), Directions(model.model.mimo_norm)
         self.text_head, self.audio_head = _pack(self.text.into(model.text_head), rows), _pack(self.audio.into(model.audio_head), rows)
 
@@ -219,10 +219,6 @@ def _product(x: Tensor, packed: Tensor, bias: Tensor | None = None, activation: 
     # by its one overload: to find that takes a third of what a small product does
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, packed, bias, activation, [], "")
     return out
-
-
-def _blocks(model: SpeechLM) -> list[Block]:
-    return [*model.model.layers, *model.model.mimo_layers]
 
 
 def _rotary(model: SpeechLM, places: int) -> tuple[Tensor, Tensor]:

@@ -118,9 +118,11 @@ def draw(logits: Tensor, keys: Tensor, step: int | Tensor, stream: int, warp: Wa
     if warp.temperature not in (0, 1):
         logits = logits / warp.temperature
     shares = logits.softmax(-1)
-    if uniform is None:
-        uniform = uniforms(keys, step, stream)
-    columns = logits.argmax(-1) if warp.temperature == 0 else inverse(shares, uniform)
+    if warp.temperature == 0:
+        columns = logits.argmax(-1)
+    else:
+        uniform = uniforms(keys, step, stream) if uniform is None else uniform
+        columns = inverse(shares, uniform)
     return columns, shares.gather(1, columns[:, None])[:, 0].log()
 
 

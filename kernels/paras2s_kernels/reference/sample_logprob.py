@@ -106,7 +106,9 @@ def _rows(
 def forward(
     logits: Tensor, seed: int, row_ids: Tensor, steps: Tensor, stream: int, temperature: float, top_k: int, top_p: float
 ) -> tuple[Tensor, Tensor]:
-    """(ids [N] int64, logprob [N] fp32); steps [N] int64."""
+    """(ids [N] int64, logprob [N] fp32); steps [N] int64. ValueError for steps out of range."""
+    if bool((steps < 0).any()) or bool((steps >= 2**32).any()):
+        raise ValueError(f"step: expected numbers in [0, 2^32), got {int(steps.min())} to {int(steps.max())}")
     size = max(1, _CHUNK // logits.shape[1])
     done = [
         _rows(x.float(), seed, rows, step, stream, temperature, top_k, top_p)
